@@ -1,0 +1,1 @@
+"""Suites of recipes, their runner, and speed benchmarks."""

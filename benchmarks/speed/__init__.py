@@ -1,0 +1,1 @@
+"""Speed as a ratio to a stated reference, interleaved in one run."""

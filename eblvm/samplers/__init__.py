@@ -1,0 +1,6 @@
+"""Markov chain Monte Carlo on any energy: functions and frozen settings, `torch` only."""
+
+from .langevin import Langevin
+from .score import EnergyFn, score
+
+__all__ = ["EnergyFn", "Langevin", "score"]

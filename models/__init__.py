@@ -1,0 +1,1 @@
+"""What learns: network architectures and the Lightning modules that train them."""

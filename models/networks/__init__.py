@@ -1,0 +1,1 @@
+"""Network architectures: what stands inside a posterior, a likelihood or an energy."""
