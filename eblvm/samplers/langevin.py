@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .noise import noise_like
 from .score import EnergyFn, score
 
 __all__ = ["Langevin"]
@@ -55,7 +56,7 @@ class Langevin:
         """
         x = x.detach()
         for _ in range(self.num_steps):
-            noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+            noise = noise_like(x, generator)
             x = x + 0.5 * self.step_size**2 * score(energy, x)
             x = x + self.noise_scale * self.step_size * noise
         return x
