@@ -1,5 +1,6 @@
 """Feature extractors: what they accept, what identifies them, where weights come from."""
 
+import pickle
 import subprocess
 import sys
 import types
@@ -186,13 +187,16 @@ def test_inception_hands_over_bytes_of_three_channels(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     weights = tmp_path / "inception.pth"
-    weights.touch()
+    torch.save({}, weights)
     features = InceptionFeatures(weights)
     assert seen == ["inception-v3-compat", ["2048"], str(weights)]
     level = torch.arange(256.0).view(1, 1, 16, 16)
     assert features(level / 127.5 - 1).shape == (1, 2048)
     assert seen[-1].dtype == torch.uint8
     assert torch.equal(seen[-1].float(), level.expand(1, 3, 16, 16))  # every byte comes back
+    torch.save({"network": subprocess.run}, weights)  # unpickling may run code
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        InceptionFeatures(weights)
     with pytest.raises(ValueError, match="2 channels"):
         features(torch.zeros(1, 2, 16, 16))
 
