@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import types
+from importlib.resources import files
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_images_are_checked_at_the_border():
 
 
 def test_errors_about_weights_name_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="packaged names digits, fashion_mnist"):
+    with pytest.raises(FileNotFoundError, match="packaged names digits, fashion_mnist, mnist"):
         ClassifierFeatures("digit")
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"energy.weight": torch.zeros(2)}}, other)
@@ -221,3 +222,12 @@ def test_every_name_of_the_package_can_be_reached():
         assert name in dir(metrics)
     with pytest.raises(AttributeError, match="no attribute 'FID'"):
         _ = metrics.FID
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_weights_are_small_and_documented(name):
+    folder = files("eblvm.metrics") / "weights"
+    assert len((folder / f"{name}.pt").read_bytes()) < 600_000
+    assert f"| `{name}` | {' × '.join(map(str, SHAPES[name]))} |" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
