@@ -37,7 +37,7 @@ class LatentEBM(Learner):
         kl_weight: float = 1.0,
     ) -> None:
         super().__init__(optimizer, learning_rates, scheduler)
-        self.save_hyperparameters(ignore=["latent", "optimizer", "scheduler"])
+        self.save_recipe()
         self.latent = latent
         self.kl_weight = kl_weight
         self.configure_optimizers()  # a missing learning rate is found before any data is read
@@ -45,16 +45,18 @@ class LatentEBM(Learner):
     def components(self) -> dict[str, nn.Module]:
         return {name: getattr(self.latent, name) for name in ("prior", "posterior", "likelihood")}
 
+    def terms(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        return self.latent.loss(batch[0], generator)
+
     def step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
         """The loss of a batch, logged by term."""
-        x, _ = batch
-        terms = {n: t.mean() for n, t in self.latent.loss(x, self.generator(batch_idx)).items()}
+        terms = {n: t.mean() for n, t in self.terms(batch, self.generator(batch_idx)).items()}
         loss = terms["reconstruction"] + self.kl_weight * terms["prior"]
         self.require_finite(terms)
         log = {**terms, **self.latent.prior.diagnostics, "loss": loss}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in log.items()},
-            batch_size=len(x),
+            batch_size=len(batch[0]),
             sync_dist=stage != "train",
         )
         return loss

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from .optim import clip_per_group, parameter_groups
@@ -44,6 +45,19 @@ class Learner(LightningModule):
     def components(self) -> dict[str, nn.Module]:
         """The parts that have a learning rate each."""
         raise NotImplementedError
+
+    def terms(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss terms of a batch, each with shape `(B,)`, in nats."""
+        raise NotImplementedError
+
+    def save_recipe(self) -> None:
+        """Keep the recipe's part in the checkpoint, so that the checkpoint alone makes the model.
+
+        Models built from Python objects have no recipe, and nothing is kept: their checkpoints
+        hold weights only, never pickled objects.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.components(), self.learning_rates)
