@@ -1,4 +1,4 @@
-r"""The one loader: its order depends on (seed, epoch) alone, and it resumes with the very next batch.
+"""The one loader: (seed, epoch) determine its order, and it resumes with the very next batch.
 
 Epoch e of a training loader visits the permutation that (seed, e) determines, on any machine and
 any number of devices: rank r of R takes places r, r + R, r + 2R, … of it. Lightning stores
@@ -90,9 +90,9 @@ def whole_batch(items: Any) -> Any:
 class ResumableLoader(DataLoader):
     """A `DataLoader` whose place in the data is part of the checkpoint.
 
-    A data set with `__getitems__(indices) -> batch` returns a whole batch in one indexing operation;
-    others are collated item by item. An iteration that runs to its end moves on to the next epoch,
-    so plain loops see a new order each time; under Lightning the trainer sets the epoch.
+    A data set with `__getitems__(indices) -> batch` returns a whole batch in one indexing
+    operation; others are collated item by item. An iteration that runs to its end moves on to the
+    next epoch, so plain loops see a new order each time; under Lightning the trainer sets the epoch.
 
     Arguments:
         dataset: The data.
@@ -160,7 +160,7 @@ class ResumableLoader(DataLoader):
 
     def _size(self) -> dict[str, int]:
         sampler: Sampler | None = self._resumable_sampler()
-        batch_size = self.batch_size or getattr(self.batch_sampler, "batch_size", 1)
+        batch_size: Any = self.batch_size or getattr(self.batch_sampler, "batch_size", 1)
         return {
             "batch_size": int(batch_size),
             "num_items": len(self.dataset),  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ class ResumableLoader(DataLoader):
         return state["position"]
 
 
-def gather(index: list[int], *columns: Tensor) -> tuple[Tensor, ...]:
+def gather(index: Tensor | list[int], *columns: Tensor) -> tuple[Tensor, ...]:
     """Rows `index` of each column, one indexing operation a column."""
     rows = torch.as_tensor(index)
     return tuple(column.index_select(0, rows) for column in columns)

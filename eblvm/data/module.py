@@ -7,7 +7,7 @@ that into what models see, on the device that the batch has reached. Under a Tra
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -24,13 +24,13 @@ Split = Literal["train", "val", "test"]
 class DataModule(LightningDataModule, ABC):
     """Train, validation and test data, in batches of `(x, label)`.
 
-    Training batches are shuffled by (seed, epoch) and are all full; evaluation is in order and visits
-    every item once, also on several devices.
+    Training batches are shuffled by (seed, epoch) and are all full; evaluation is in order and
+    visits every item once, also on several devices.
 
     Arguments:
         batch_size: Items per batch and device.
         num_workers: Worker processes that load items; 0 loads in this process.
-        seed: Determines splits, order and random transforms.
+        seed: Determines the order of training and random transforms.
 
     Raises:
         ValueError: If a number is out of range.
@@ -86,16 +86,18 @@ class DataModule(LightningDataModule, ABC):
         if train and len(sampler) < self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but each of {self.num_replicas} devices has "
-                f"{len(sampler)} training items. Expected at least one full batch: lower batch_size."
+                f"{len(sampler)} training items. Expected one full batch or more: lower batch_size."
             )
+        in_memory = hasattr(data, "__getitems__")
+        num_workers = 0 if in_memory else self.num_workers
         return ResumableLoader(
             data,
             self.batch_size,
             finish=None if self.trainer is not None else self._finisher(split),
             sampler=sampler,
             drop_last=train,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0 and train,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0 and train,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -130,7 +132,7 @@ class DataModule(LightningDataModule, ABC):
             if not isinstance(loader, ResumableLoader):
                 raise TypeError(
                     f"The trainer's training loader is a {type(loader).__name__}; expected the "
-                    "ResumableLoader of the data module, which knows the batch's place in the epoch."
+                    "data module's ResumableLoader, which knows a batch's place in the epoch."
                 )
             return self.finish(batch, "train", loader.epoch, loader.position - 1)
         return self.finish(batch, "val" if trainer.validating else "test", 0, 0)
@@ -151,14 +153,14 @@ class DataModule(LightningDataModule, ABC):
     def _end_restart_between_epochs(self) -> None:
         """Let a run that `max_steps` limits resume from an epoch's end as `max_epochs` runs do.
 
-        Under `max_steps` Lightning (2.6) takes every restart to be in the middle of an epoch. From a
-        checkpoint of `on_train_epoch_end` it then counts the finished epoch twice and cuts the next
-        one short. The progress counters say that the epoch was over, so we say so too.
+        Under `max_steps` Lightning (2.6) takes every restart to be in the middle of an epoch. From
+        a checkpoint of `on_train_epoch_end` it then counts the finished epoch twice and cuts the
+        next one short. The progress counters say that the epoch was over, so we say so too.
         """
         if self.trainer is None:
             return
         loop = self.trainer.fit_loop
-        current = loop.epoch_progress.current
+        current: Any = loop.epoch_progress.current
         if loop.restarting and current.ready == current.started == current.processed > 0:
             for part in (loop, loop.epoch_loop, *vars(loop.epoch_loop).values()):
                 if hasattr(part, "_restarting"):

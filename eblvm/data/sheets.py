@@ -2,7 +2,7 @@
 
 A folder holds `<prefix>_00.webp`, `<prefix>_01.webp`, … (any format that Pillow reads) and beside
 them labels as `.npy`. Tile i of sheet k is image k·(tiles per sheet) + i. A sheet of a thousand
-small images is a fraction of their size as separate files, and opens once instead of a thousand times.
+small images takes a fraction of the space of separate files, and opens once, not a thousand times.
 """
 
 import os
@@ -33,9 +33,7 @@ def read_sheet(path: Path, tile_size: int) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "RGB"):
-                image = image.convert("RGB")  # noqa: PLW2901
-            sheet = np.asarray(image)
+            sheet = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read as an image ({error}). It seems damaged or cut short: "
@@ -44,7 +42,7 @@ def read_sheet(path: Path, tile_size: int) -> np.ndarray:
     height, width, *channels = sheet.shape
     if height % tile_size or width % tile_size:
         raise ValueError(
-            f"{path} is {height} × {width} pixels; expected whole tiles of {tile_size} × {tile_size}."
+            f"{path} is {height} × {width} pixels; expected tiles of {tile_size} × {tile_size}."
         )
     grid = sheet.reshape(height // tile_size, tile_size, width // tile_size, tile_size, -1)
     tiles = grid.transpose(0, 2, 4, 1, 3)  # (rows, columns, C, H, W)
