@@ -280,11 +280,14 @@ def draw(ckpt: str, num: int, out: str, seed: int, device: str | None) -> str:
 
     Images become a grid, 2-D points a scatter plot, tokens lines of text; `.pt` keeps the tensor.
     """
-    from eblvm.evaluation import save_samples
+    from eblvm.pictures import save_samples
 
     model: Any = load(ckpt, device)
     samples = model.sample(num, torch.Generator(model.device).manual_seed(seed))
-    save_samples(samples.cpu(), Path(out))
+    try:
+        save_samples(samples.cpu(), Path(out))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return f"{num} samples of {ckpt}: {out}"
 
 
