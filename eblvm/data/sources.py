@@ -143,7 +143,7 @@ def _folders(dataset: str, root: Path) -> list[Path]:
 
 
 def _may_write(root: Path) -> bool:
-    """Whether files may be put there. A folder without write permission is left alone, also by root."""
+    """Whether files may be put there; a folder without write permission is left alone, always."""
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     return os.access(existing, os.W_OK) and bool(existing.stat().st_mode & 0o222)
 
