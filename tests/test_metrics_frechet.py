@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
-from eblvm.metrics import FrechetDistance, PixelFeatures, frechet_distance
+from eblvm.metrics import ClassifierFeatures, FrechetDistance, PixelFeatures, frechet_distance
 
 
 def random_covariance(dim, rank, like):
@@ -24,7 +24,8 @@ def test_distance_between_diagonal_gaussians_is_the_closed_form(like):
     torch.testing.assert_close(distance, expected.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_distance_agrees_with_the_matrix_root_of_scipy(like):
+def test_distance_agrees_with_the_matrix_root_of_scipy():
+    like = {"dtype": torch.float64}
     mean1, mean2 = torch.randn(2, 8, **like)
     cov1, cov2 = random_covariance(8, 20, like), random_covariance(8, 20, like)
     root = scipy.linalg.sqrtm((cov1.double() @ cov2.double()).cpu().numpy())
@@ -92,6 +93,20 @@ def test_reset_keeps_the_real_images_if_asked():
         if keep_real:
             metric.update(fake, real=False)
             torch.testing.assert_close(metric.compute(), before)
+
+
+def test_a_trainers_precision_changes_no_figure():
+    images = torch.rand(2, 60, 1, 8, 8) * 2 - 1
+    figures = []
+    for convert in (lambda m: m, lambda m: m.to(torch.bfloat16), nn.Module.half, nn.Module.double):
+        metric = FrechetDistance(ClassifierFeatures("digits"))
+        learner = nn.ModuleList([metric])
+        convert(learner)
+        metric.update(images[0], real=True)
+        metric.update(images[1], real=False)
+        convert(learner)
+        figures.append((metric.compute(), metric.protocol))
+    assert figures[1:] == figures[:-1]
 
 
 def test_protocol_is_plain_and_tells_what_the_figure_depends_on():
