@@ -1,10 +1,17 @@
-r"""Energies: p(x) ∝ exp(−E(x)). Low is likely, everywhere."""
+r"""Energies: p(x) ∝ exp(−E(x)).
 
+Low is likely, everywhere. Papers that write f for the *negative* energy are translated at the
+border: E = −f. An energy returns one number per row, in nats, and is defined up to a constant;
+those with a known normalizer carry it as `log_normalizer`, so that log p(x) = −E(x) − log Z.
+"""
+
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Energy"]
+__all__ = ["Energy", "GaussianEnergy", "MixtureEnergy", "TiltedEnergy"]
 
 
 class Energy(nn.Module, ABC):
@@ -12,4 +19,95 @@ class Energy(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The energy of each row of `x`."""
+        """The energy of each row of `x`, with shape `(B,)`."""
+
+
+class GaussianEnergy(Energy):
+    r"""The energy of a Gaussian, :math:`E(x) = \tfrac12 (x - m)^\top \Lambda (x - m)`.
+
+    Arguments:
+        mean: m, with shape `(D,)`.
+        covariance: Λ⁻¹, with shape `(D, D)`; the identity if None.
+
+    Raises:
+        ValueError: If the covariance is not `(D, D)` and positive definite.
+    """
+
+    mean: Tensor
+    precision: Tensor
+    log_normalizer: Tensor
+
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None) -> None:
+        super().__init__()
+        dim = len(mean)
+        if covariance is None:
+            covariance = torch.eye(dim, dtype=mean.dtype, device=mean.device)
+        if covariance.shape != (dim, dim):
+            raise ValueError(
+                f"covariance has shape {tuple(covariance.shape)}; expected ({dim}, {dim}) to go "
+                f"with a mean of {dim} entries."
+            )
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            raise ValueError("covariance is not positive definite; add a multiple of the identity.")
+        self.register_buffer("mean", mean)
+        self.register_buffer("precision", torch.cholesky_inverse(factor))
+        log_det = 2 * factor.diagonal().log().sum()
+        self.register_buffer("log_normalizer", 0.5 * (dim * math.log(2 * math.pi) + log_det))
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = x - self.mean
+        return 0.5 * ((d @ self.precision) * d).sum(-1)
+
+
+class MixtureEnergy(Energy):
+    r"""The energy of a mixture of isotropic Gaussians, normalized (log Z = 0).
+
+    .. math:: E(x) = -\log \sum_k w_k N(x; m_k, \sigma^2 I)
+
+    Arguments:
+        means: m, with shape `(K, D)`.
+        scale: σ, in units of x.
+        weights: w, with shape `(K,)`, summing to 1; uniform if None.
+    """
+
+    means: Tensor
+    log_weights: Tensor
+    log_normalizer: Tensor
+
+    def __init__(self, means: Tensor, scale: float, weights: Tensor | None = None) -> None:
+        super().__init__()
+        if weights is None:
+            weights = means.new_full((len(means),), 1 / len(means))
+        if weights.shape != means.shape[:1] or abs(float(weights.sum()) - 1) > 1e-5:
+            raise ValueError(
+                f"weights have shape {tuple(weights.shape)} and sum {float(weights.sum()):.6g}; "
+                f"expected ({len(means)},) and 1."
+            )
+        self.scale = scale
+        self.register_buffer("means", means)
+        self.register_buffer("log_weights", weights.log())
+        self.register_buffer("log_normalizer", means.new_zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = self.means.shape[-1]
+        squared = (x[:, None] - self.means).square().sum(-1)  # (B, K)
+        log_norm = 0.5 * dim * math.log(2 * math.pi * self.scale**2)
+        return log_norm - torch.logsumexp(self.log_weights - squared / (2 * self.scale**2), dim=1)
+
+
+class TiltedEnergy(Energy):
+    r"""A base density, exponentially tilted: p(x) ∝ exp(−tilt(x)) · base(x).
+
+    Arguments:
+        tilt: The learned correction.
+        base: The energy of the reference density.
+    """
+
+    def __init__(self, tilt: Energy, base: Energy) -> None:
+        super().__init__()
+        self.tilt = tilt
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tilt(x) + self.base(x)

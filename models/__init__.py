@@ -1,1 +1,5 @@
 """What learns: network architectures and the Lightning modules that train them."""
+
+from .latent_ebm import LatentEBM
+
+__all__ = ["LatentEBM"]

@@ -1,1 +1,90 @@
-"""See the modules."""
+"""Figures of merit, each with the protocol it was made by.
+
+Images: `FrechetDistance`, `PrecisionRecall`, `DensityCoverage`, in the space of a
+`FeatureExtractor`. Likelihoods: `MeanLogLikelihood`, importance sampling, bits per dimension.
+The plane: normalizers and divergences by quadrature. Detection: areas under curves.
+
+Metrics that gather over batches and ranks are `torchmetrics.Metric`; the rest are functions.
+Attributes are imported when first touched, because torchmetrics imports torchvision and matplotlib.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .classifier import ConvClassifier
+    from .detection import Estimate, aupr, auroc, fpr_at_95_tpr
+    from .features import (
+        ClassifierFeatures,
+        FeatureExtractor,
+        InceptionFeatures,
+        PixelFeatures,
+        features_for,
+    )
+    from .frechet import FrechetDistance, frechet_distance
+    from .grid import LogNormalizer, grid_points, histogram_kl, kl_on_grid, log_normalizer
+    from .likelihood import (
+        MeanLogLikelihood,
+        bits_per_dim,
+        effective_sample_size,
+        importance_log_likelihood,
+    )
+    from .manifold import DensityCoverage, PrecisionRecall
+
+_NAMES = {
+    "features": [
+        "FeatureExtractor",
+        "PixelFeatures",
+        "ClassifierFeatures",
+        "InceptionFeatures",
+        "features_for",
+    ],
+    "classifier": ["ConvClassifier"],
+    "frechet": ["FrechetDistance", "frechet_distance"],
+    "manifold": ["PrecisionRecall", "DensityCoverage"],
+    "likelihood": [
+        "MeanLogLikelihood",
+        "importance_log_likelihood",
+        "effective_sample_size",
+        "bits_per_dim",
+    ],
+    "grid": ["grid_points", "log_normalizer", "LogNormalizer", "kl_on_grid", "histogram_kl"],
+    "detection": ["auroc", "aupr", "fpr_at_95_tpr", "Estimate"],
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "FeatureExtractor",
+    "PixelFeatures",
+    "ClassifierFeatures",
+    "InceptionFeatures",
+    "features_for",
+    "ConvClassifier",
+    "FrechetDistance",
+    "frechet_distance",
+    "PrecisionRecall",
+    "DensityCoverage",
+    "MeanLogLikelihood",
+    "importance_log_likelihood",
+    "effective_sample_size",
+    "bits_per_dim",
+    "grid_points",
+    "log_normalizer",
+    "LogNormalizer",
+    "kl_on_grid",
+    "histogram_kl",
+    "auroc",
+    "aupr",
+    "fpr_at_95_tpr",
+    "Estimate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

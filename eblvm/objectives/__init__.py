@@ -1,1 +1,6 @@
-"""See the modules."""
+"""Objectives: pure functions, tensors in, `(B,)` out, in nats."""
+
+from .contrastive import contrastive_divergence
+from .variational import gaussian_kl, importance_bound
+
+__all__ = ["contrastive_divergence", "gaussian_kl", "importance_bound"]

@@ -3,6 +3,7 @@
 from .chain import Chain, Sampler
 from .frozen import frozen
 from .langevin import Langevin
+from .noise import noise_like
 from .score import EnergyFn, score
 
-__all__ = ["Chain", "EnergyFn", "Langevin", "Sampler", "frozen", "score"]
+__all__ = ["Chain", "EnergyFn", "Langevin", "Sampler", "frozen", "noise_like", "score"]

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chain import Chain, chain_generator, energies_along, noise_blocks
+from .chain import Chain, energies_along
 from .frozen import frozen
+from .noise import chain_generator, noise_blocks
 from .score import EnergyFn, value_and_gradient
 
 __all__ = ["Langevin", "StepSize", "add_scaled_", "at_step", "check_scale", "per_row"]

@@ -1,0 +1,113 @@
+r"""The energy-based latent-variable model: a prior, a posterior and a likelihood.
+
+Learning ascends the evidence lower bound
+
+.. math:: \log p(x) \ge \mathbb{E}_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p(z))
+
+with an amortized q, or the exact gradient :math:`\mathbb{E}_{p(z|x)}[\nabla \log p(x, z)]` with
+samples of a chain. Either way the loss is a reconstruction term and a prior term.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .likelihoods import Likelihood
+from .objectives.variational import importance_bound
+from .posteriors import Inference, Posterior
+from .priors import Prior
+from .samplers import noise_like
+
+__all__ = ["LatentVariableModel"]
+
+
+class LatentVariableModel(nn.Module):
+    """p(x, z) = p(z) p(x|z), and a way to infer z.
+
+    Arguments:
+        prior: p(z).
+        posterior: q(z|x), or a chain on p(z|x).
+        likelihood: p(x|z).
+    """
+
+    def __init__(self, prior: Prior, posterior: Posterior, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.prior = prior
+        self.posterior = posterior
+        self.likelihood = likelihood
+
+    def infer(self, x: Tensor, generator: torch.Generator | None = None) -> Inference:
+        """Latents for `x`, with shape `(B, *event)`."""
+        return self.posterior(x, self.prior, self.likelihood, generator)
+
+    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The terms of the negative bound, each with shape `(B,)`, in nats.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`.
+            generator: Source of all noise of this step.
+
+        Returns:
+            `reconstruction`, −log p(x|z); and `prior`, whose gradient is that of KL(q(z|x) ‖ p(z))
+            or, for chains, of −log p(z). Where the prior is learned, the value of `prior` lacks
+            log Z and is no measure of progress.
+        """
+        inference = self.infer(x, generator)
+        z, mean, log_variance = inference.z, inference.mean, inference.log_variance
+        if mean is None or log_variance is None:
+            prior = self.prior.loss(z, generator)
+        else:
+            prior = self.prior.divergence(z, mean, log_variance, generator)
+        return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
+
+    @torch.no_grad()
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+    ) -> Tensor:
+        """Draw data, with shape `(num, *event)`.
+
+        Arguments:
+            num: How many.
+            generator: Source of the noise.
+            noise: Whether to draw from p(x|z) instead of taking its mean. Pictures look better
+                without; the density of the model is the one with noise.
+        """
+        z = self.prior.sample(num, generator)
+        return self.likelihood.sample(z, generator) if noise else self.likelihood.mean(z)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Decode the inferred latent (the mean of an amortized posterior), `(B, *event)`."""
+        inference = self.infer(x, generator)
+        return self.likelihood.mean(inference.z if inference.mean is None else inference.mean)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        x: Tensor,
+        num_samples: int = 100,
+        log_normalizer: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Importance-weighted estimate of log p(x), a lower bound on average, `(B,)`, in nats.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`.
+            num_samples: Importance samples per row.
+            log_normalizer: log Z of the prior; estimated by `prior.log_normalizer` if None. Pass it
+                when you score many batches.
+            generator: Source of the noise.
+        """
+        if log_normalizer is None:
+            log_normalizer = self.prior.log_normalizer(generator=generator)
+        mean, log_variance = self.posterior.proposal(x, self.prior, self.likelihood, generator)
+        constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi) - log_normalizer
+        log_weights = []
+        for _ in range(num_samples):
+            eps = noise_like(mean, generator)
+            z = mean + (0.5 * log_variance).exp() * eps
+            log_joint = self.likelihood.log_prob(x, z) - self.prior.energy(z)
+            log_q = -0.5 * (eps.square() + log_variance).sum(-1)
+            log_weights.append(log_joint - log_q)
+        return importance_bound(torch.stack(log_weights).double()) + constant

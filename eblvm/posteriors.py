@@ -1,0 +1,134 @@
+"""Posteriors p(z|x), approximate: by an encoder, or by a chain on the exact one."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .likelihoods import Likelihood
+from .priors import Prior
+from .samplers import Langevin, noise_like
+
+__all__ = ["AmortizedPosterior", "Inference", "LangevinPosterior", "Posterior"]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a posterior says of a batch.
+
+    Arguments:
+        z: One draw per row, with shape `(B, D)`; reparameterized if `mean` is there, else detached.
+        mean: The mean of the Gaussian q(z|x), with shape `(B, D)`; None for chains.
+        log_variance: Its log-variance, with shape `(B, D)`; None for chains.
+    """
+
+    z: Tensor
+    mean: Tensor | None = None
+    log_variance: Tensor | None = None
+
+
+class Posterior(nn.Module, ABC):
+    """Latents for data."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> Inference:
+        """Infer latents for `x`, with shape `(B, *event)`."""
+
+    @abstractmethod
+    def proposal(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each `(B, D)`, of a Gaussian to draw importance samples from."""
+
+
+class AmortizedPosterior(Posterior):
+    r"""q(z|x) = N(z; μ(x), diag exp ℓ(x)).
+
+    Arguments:
+        encoder: `(B, *event) -> (B, 2 D)`, the mean and the log-variance side by side.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> Inference:
+        mean, log_variance = self.proposal(x, prior, likelihood)
+        eps = noise_like(mean, generator)
+        return Inference(mean + (0.5 * log_variance).exp() * eps, mean, log_variance)
+
+    def proposal(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        heads = self.encoder(x)
+        if heads.shape != (len(x), 2 * prior.latent_dim):
+            raise ValueError(
+                f"the encoder returned shape {tuple(heads.shape)}; expected ({len(x)}, "
+                f"{2 * prior.latent_dim}): a mean and a log-variance for each of the prior's "
+                f"latent_dim={prior.latent_dim} coordinates."
+            )
+        mean, log_variance = heads.chunk(2, dim=-1)
+        return mean, log_variance
+
+
+class LangevinPosterior(Posterior):
+    """A short chain on p(z|x) ∝ p(x|z) p(z), from N(0, I) afresh for each batch.
+
+    References:
+        Learning Latent Space Energy-Based Prior Model (Pang et al., 2020), Sec. 3.2.
+
+    Arguments:
+        sampler: The chain. Stable for s²/2 · (‖Jacobian of the decoder‖²/σ² + 1) < 2.
+        num_chains: Chains per row from which `proposal` estimates mean and variance.
+    """
+
+    def __init__(self, sampler: Langevin, num_chains: int = 16) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.num_chains = num_chains
+
+    def forward(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> Inference:
+        def energy(z: Tensor) -> Tensor:
+            return prior.energy(z) - likelihood.log_prob(x, z)
+
+        start = noise_like(prior.origin.expand(len(x), -1), generator)
+        return Inference(self.sampler(energy, start, generator))
+
+    def proposal(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A Gaussian with the moments of `num_chains` chains, its variance widened by half."""
+        rows = x.repeat_interleave(self.num_chains, dim=0)
+        z = self(rows, prior, likelihood, generator).z.unflatten(0, (len(x), -1))
+        return z.mean(1), (1.5 * z.var(1)).log()

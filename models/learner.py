@@ -1,0 +1,115 @@
+"""What every single-optimizer learner shares: seeded chains, optimizer groups, an honest log."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+
+from .optim import clip_per_group, parameter_groups
+
+__all__ = ["Learner", "NonFiniteError"]
+
+STAGES = {"train": 0, "validate": 1, "test": 2, "predict": 3, "sanity_check": 1}
+
+
+class NonFiniteError(RuntimeError):
+    """A loss term is NaN or infinite."""
+
+
+class Learner(LightningModule):
+    """A Lightning module whose losses can be summed: one optimizer, automatic optimization.
+
+    Arguments:
+        optimizer: From parameter groups to an optimizer.
+        learning_rates: Component name to learning rate.
+        scheduler: From the optimizer to a schedule that steps once an epoch; none if None.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        learning_rates: Mapping[str, float],
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.learning_rates = dict(learning_rates)
+        self.scheduler = scheduler
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that have a learning rate each."""
+        raise NotImplementedError
+
+    def terms(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss terms of a batch, each with shape `(B,)`, in nats."""
+        raise NotImplementedError
+
+    def save_recipe(self) -> None:
+        """Keep the recipe's part in the checkpoint, so that the checkpoint alone makes the model.
+
+        Models built from Python objects have no recipe, and nothing is kept: their checkpoints
+        hold weights only, never pickled objects.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self.components(), self.learning_rates)
+        optimizer = self.optimizer(groups)
+        if self.scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        clip_per_group(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def generator(self, batch_idx: int = 0, offset: int = 0) -> torch.Generator:
+        """A source of noise that is this step's alone.
+
+        Seeded by (seed, rank, stage, epoch, batch), so that ranks differ and a resumed run repeats
+        the uninterrupted one. Outside training the epoch does not count: the same noise each time
+        makes epochs comparable.
+
+        Arguments:
+            batch_idx: The batch's index within the epoch.
+            offset: Tells apart several uses within a batch.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        trainer = self._trainer
+        stage = STAGES.get(trainer.state.stage or "train", 0) if trainer else 0
+        epoch = self.current_epoch if trainer and stage == 0 else 0
+        rank = self.global_rank if trainer else 0
+        key = np.random.SeedSequence([seed, rank, stage, epoch, batch_idx, offset])
+        generator = torch.Generator(device=self.device)
+        return generator.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+
+    def require_finite(self, terms: Mapping[str, Tensor]) -> None:
+        """Stop, naming the term, if one is not finite: nothing is masked.
+
+        On a GPU only every sixteenth step looks, because looking waits for the device.
+
+        Raises:
+            NonFiniteError: With the term, its value and the step.
+        """
+        step = self.global_step
+        if self.device.type != "cpu" and step % 16:
+            return
+        for name, term in terms.items():
+            if not torch.isfinite(term).all():
+                raise NonFiniteError(
+                    f"the loss term {name!r} is {float(term.detach().mean())} at step {step} "
+                    f"(epoch {self.current_epoch}). Lower this component's learning rate or the "
+                    "sampler's step_size, or set --trainer.gradient_clip_val; the last good "
+                    "checkpoint is kept."
+                )

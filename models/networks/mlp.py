@@ -1,0 +1,75 @@
+"""Multilayer perceptrons."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from eblvm.energies import Energy
+
+__all__ = ["MLP", "MLPEnergy"]
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between, `(B, *event) -> (B, *out)`.
+
+    Arguments:
+        in_dim: Numbers per row going in; events of several axes are flattened.
+        hidden_dims: Widths of the hidden layers.
+        out_dim: Numbers per row coming out.
+        activation: Class of the activation, built without arguments.
+        out_shape: Shape of a row coming out, with `out_dim` entries; a vector if None.
+        out_activation: Class of a last activation, such as `torch.nn.Tanh` for images.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        out_shape: Sequence[int] | None = None,
+        out_activation: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        if out_shape is not None and math.prod(out_shape) != out_dim:
+            raise ValueError(
+                f"out_shape {tuple(out_shape)} holds {math.prod(out_shape)} numbers, but out_dim "
+                f"is {out_dim}; they must agree."
+            )
+        layers: list[nn.Module] = [nn.Flatten()]
+        width = in_dim
+        for hidden in hidden_dims:
+            layers += [nn.Linear(width, hidden), activation()]
+            width = hidden
+        layers.append(nn.Linear(width, out_dim))
+        if out_activation is not None:
+            layers.append(out_activation())
+        if out_shape is not None:
+            layers.append(nn.Unflatten(1, tuple(out_shape)))
+        super().__init__(*layers)
+
+
+class MLPEnergy(Energy):
+    """An energy of vectors, `(B, D) -> (B,)`.
+
+    References:
+        Learning Latent Space Energy-Based Prior Model (Pang et al., 2020), appendix: two hidden
+        layers of 200 and GELU.
+
+    Arguments:
+        in_dim: D.
+        hidden_dims: Widths of the hidden layers.
+        activation: Class of the activation, built without arguments.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int] = (200, 200),
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
+        super().__init__()
+        self.net = MLP(in_dim, hidden_dims, 1, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(1)
