@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
+
+from eblvm.data.loader import seeded_generator
 
 from .optim import clip_per_group, parameter_groups
 
@@ -45,6 +47,19 @@ class Learner(LightningModule):
         """The parts that have a learning rate each."""
         raise NotImplementedError
 
+    def terms(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss terms of a batch, each with shape `(B,)`, in nats."""
+        raise NotImplementedError
+
+    def save_recipe(self) -> None:
+        """Keep the recipe's part in the checkpoint, so that the checkpoint alone makes the model.
+
+        Models built from Python objects have no recipe, and nothing is kept: their checkpoints
+        hold weights only, never pickled objects.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.components(), self.learning_rates)
         optimizer = self.optimizer(groups)
@@ -76,9 +91,8 @@ class Learner(LightningModule):
         stage = STAGES.get(trainer.state.stage or "train", 0) if trainer else 0
         epoch = self.current_epoch if trainer and stage == 0 else 0
         rank = self.global_rank if trainer else 0
-        key = np.random.SeedSequence([seed, rank, stage, epoch, batch_idx, offset])
-        generator = torch.Generator(device=self.device)
-        return generator.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        numbers = (seed, rank, stage, epoch, batch_idx, offset)
+        return seeded_generator(*numbers, device=self.device)
 
     def require_finite(self, terms: Mapping[str, Tensor]) -> None:
         """Stop, naming the term, if one is not finite: nothing is masked.

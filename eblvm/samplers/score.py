@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["EnergyFn", "score"]
+from .frozen import frozen
+
+__all__ = ["EnergyFn", "score", "value_and_gradient"]
 
 EnergyFn = Callable[[Tensor], Tensor]
 """`(B, *event) -> (B,)`; low is likely. A conditional energy becomes one by `functools.partial`."""
@@ -17,7 +19,8 @@ EnergyFn = Callable[[Tensor], Tensor]
 def score(energy: EnergyFn, x: Tensor) -> Tensor:
     r"""The score :math:`-\nabla_x E(x)`, detached; parameters get no gradient.
 
-    Works under `torch.no_grad` and `torch.inference_mode`.
+    Works under `torch.no_grad` and `torch.inference_mode`, and leaves the energy's state as found
+    (:mod:`eblvm.samplers.frozen`).
 
     Arguments:
         energy: `(B, *event) -> (B,)`.
@@ -28,14 +31,54 @@ def score(energy: EnergyFn, x: Tensor) -> Tensor:
 
     Raises:
         ValueError: If the energy does not return one number per row.
+        RuntimeError: If the energy does not depend on `x`.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_()  # the clone also leaves inference mode
-        e = energy(x)
-        if e.shape != x.shape[:1]:
-            raise ValueError(
-                f"energy returned shape {tuple(e.shape)} for a batch of {len(x)}; expected "
-                f"({len(x)},). Sum over the event, e.g. `net(x).flatten(1).sum(1)`."
-            )
-        (gradient,) = torch.autograd.grad(e.sum(), x)
-    return -gradient
+    with frozen(energy):
+        return -value_and_gradient(energy, x)[1]
+
+
+def value_and_gradient(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""E(x) and :math:`\nabla_x E(x)`, both detached: the step of every chain.
+
+    It neither freezes nor restores anything: call it inside :func:`eblvm.samplers.frozen.frozen`.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        x: Where, with shape `(B, *event)`. It is not modified.
+
+    Returns:
+        The energy `(B,)` and its gradient, with the shape of `x`.
+
+    Raises:
+        ValueError: If the energy does not return one number per row.
+        RuntimeError: If the energy does not depend on `x`.
+    """
+    # An inference tensor cannot require a gradient; a clone of it can.
+    leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+    try:
+        e = energy(leaf)
+        if e.shape != leaf.shape[:1] or not e.requires_grad:
+            _explain(e, leaf)
+        (gradient,) = torch.autograd.grad(e, leaf, torch.ones_like(e))
+    except RuntimeError as error:
+        if "Inference tensors cannot be saved" in str(error):
+            raise RuntimeError(
+                "the energy holds tensors that were made in inference mode, and autograd cannot "
+                "differentiate through them. Pass `inference_mode=False` to the Trainer (the "
+                "eblvm command line does), or give the energy clones made outside."
+            ) from error
+        raise
+    return e.detach(), gradient
+
+
+def _explain(e: Tensor, x: Tensor) -> None:
+    """Say what is wrong with the value of an energy."""
+    if e.shape != x.shape[:1]:
+        raise ValueError(
+            f"energy returned shape {tuple(e.shape)} for a batch of {len(x)}; expected "
+            f"({len(x)},). Sum over the event, e.g. `net(x).flatten(1).sum(1)`."
+        )
+    raise RuntimeError(
+        "the energy does not depend on x as far as autograd can see: it has no gradient. Remove "
+        "`detach()` or `no_grad` from it; a flat energy is `0 * x.flatten(1).sum(1)`."
+    )

@@ -1,0 +1,163 @@
+"""The `eblvm` command.
+
+Nothing heavy is imported before the arguments are known: `--version`, `--help` and `recipes` answer
+without torch. The subcommands of Lightning live in `training`, the others in their own functions
+below.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from eblvm import __version__
+
+__all__ = ["main", "recipe_names", "resolve_recipe"]
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+DESCRIPTION = """\
+Train, compare and invent energy-based latent-variable models.
+
+  eblvm recipes                                  list the recipes
+  eblvm fit --config image/lebm_digits           train one; any value can be overridden
+  eblvm test --ckpt_path RUN/checkpoints/best.ckpt
+  eblvm sample --ckpt RUN/checkpoints/best.ckpt --num 64 --out samples.png
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend; printed without a traceback, exit status 2."""
+
+
+def recipe_root() -> Path:
+    """The folder of the installed recipes."""
+    return Path(str(files("eblvm.recipes")))
+
+
+def recipe_names() -> list[str]:
+    """The names of the installed recipes, such as `image/lebm_digits`."""
+    root = recipe_root()
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.glob("*/*.yaml"))
+
+
+def resolve_recipe(name: str) -> Path:
+    """The file of a recipe, given by its name or as a file.
+
+    Raises:
+        UserError: If there is neither; with the nearest names.
+    """
+    if Path(name).is_file():
+        return Path(name).resolve()
+    path = recipe_root() / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
+    names = recipe_names()
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "`eblvm recipes` lists them."
+    raise UserError(f"there is no recipe or file {name!r}. {hint}")
+
+
+def recipe_head(path: Path) -> dict[str, str]:
+    """The `# Key: value` lines at the head of a recipe, keys in lower case."""
+    head: dict[str, str] = {}
+    key = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line[1:]
+        name, colon, value = text.strip().partition(": ")
+        if colon and name.isalpha() and name[0].isupper():
+            key = name.lower()
+            head[key] = value.strip()
+        elif key and text.startswith("   "):
+            head[key] += " " + text.strip()
+    return head
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """`eblvm recipes [show NAME]`."""
+    parser = argparse.ArgumentParser("eblvm recipes", description="List the installed recipes.")
+    actions = parser.add_subparsers(dest="action")
+    show = actions.add_parser("show", help="print one recipe")
+    show.add_argument("name", help="such as image/lebm_digits")
+    options = parser.parse_args(arguments)
+    if options.action == "show":
+        sys.stdout.write(resolve_recipe(options.name).read_text(encoding="utf-8"))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "method", "data", "paper", box=None, header_style="bold")
+    for name in recipe_names():
+        head = recipe_head(recipe_root() / f"{name}.yaml")
+        table.add_row(name, *(head.get(key, "") for key in ("method", "data", "paper")))
+    console = Console()
+    console.print(table if console.is_terminal else _wide(table))
+
+
+def _wide(table: object) -> object:
+    """The table without line breaks, for pipes and `grep`."""
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`eblvm sample --ckpt FILE --num 64 --out samples.png`."""
+    parser = argparse.ArgumentParser("eblvm sample", description="Draw from a trained model.")
+    parser.add_argument("--ckpt", required=True, help="checkpoint file of a run")
+    parser.add_argument("--num", type=int, default=64, help="number of samples (64)")
+    parser.add_argument("--out", default="samples.png", help=".png, .txt, or .pt for a tensor")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    options = parser.parse_args(arguments)
+    if options.num < 1:
+        parser.error(f"--num is {options.num}; expected 1 or more")
+    folder = Path(options.out).resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to the folder {folder}; choose another --out.")
+
+    from eblvm.training import draw
+
+    print(draw(options.ckpt, options.num, options.out, options.seed, options.device))
+
+
+COMMANDS = {"recipes": recipes, "sample": sample}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on what the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    try:
+        if command in COMMANDS:
+            COMMANDS[command](arguments[1:])
+        elif command in TRAINER_COMMANDS:
+            from eblvm.training import run
+
+            run(arguments)
+        else:
+            choices = [*TRAINER_COMMANDS, *COMMANDS]
+            parser = argparse.ArgumentParser(
+                "eblvm",
+                description=DESCRIPTION,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            parser.add_argument("--version", action="version", version=f"eblvm {__version__}")
+            parser.add_argument("command", choices=choices, help="each has its own --help")
+            parser.parse_args([command])
+    except UserError as error:
+        if os.environ.get("EBLVM_TRACEBACK"):
+            raise
+        sys.stderr.write(f"eblvm: error: {error}\n")
+        sys.exit(2)
+    except BrokenPipeError:  # `eblvm recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

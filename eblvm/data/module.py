@@ -1,0 +1,179 @@
+"""What all data modules share: three splits, one loader, and batches finished where they lie.
+
+A batch is `(x, label)`. Loaders hand out what is cheap to move (bytes for images); `finish` turns
+that into what models see, on the device that the batch has reached. Under a Trainer this happens in
+`on_after_batch_transfer`; without one the loader does it, so a plain loop sees the same batches.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .loader import ResumableLoader, ResumableSampler
+
+__all__ = ["DataModule", "Split"]
+
+Split = Literal["train", "val", "test"]
+
+
+class DataModule(LightningDataModule, ABC):
+    """Train, validation and test data, in batches of `(x, label)`.
+
+    Training batches are shuffled by (seed, epoch) and are all full; evaluation is in order and
+    visits every item once, also on several devices.
+
+    Arguments:
+        batch_size: Items per batch and device.
+        num_workers: Worker processes that load items; 0 loads in this process.
+        seed: Determines the order of training and random transforms.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}; expected 0 or more.")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; expected 0 or more.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one x, without the batch axis."""
+
+    @abstractmethod
+    def dataset(self, split: Split) -> Dataset:
+        """The items of a split; `setup` must have run."""
+
+    def finish(
+        self, batch: tuple[Tensor, Tensor], split: Split, epoch: int, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Turn what a loader collated into what a model sees; the batch itself by default.
+
+        Arguments:
+            batch: `(x, label)` as collated, on any device.
+            split: Where it is from. Random transforms are for `train` only.
+            epoch: Which pass over the data it is part of.
+            index: Its place in that pass, from 0.
+        """
+        return batch
+
+    def loader(self, split: Split) -> ResumableLoader:
+        """A new loader of a split; outside of a Trainer its batches are finished.
+
+        Raises:
+            ValueError: If the training data do not fill one batch on every device.
+        """
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}.")
+        train = split == "train"
+        data = self.dataset(split)
+        sampler = ResumableSampler(
+            data, self.num_replicas, self.rank, shuffle=train, seed=self.seed, drop_last=train
+        )
+        if train and len(sampler) < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but each of {self.num_replicas} devices has "
+                f"{len(sampler)} training items. Expected one full batch or more: lower batch_size."
+            )
+        in_memory = hasattr(data, "__getitems__")
+        num_workers = 0 if in_memory else self.num_workers
+        return ResumableLoader(
+            data,
+            self.batch_size,
+            finish=None if self.trainer is not None else self._finisher(split),
+            sampler=sampler,
+            drop_last=train,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0 and train,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over this device's share of a split, finished, on the CPU."""
+        loader = self.loader(split)
+        loader.finish = self._finisher(split)
+        return iter(loader)
+
+    def train_dataloader(self) -> ResumableLoader:
+        self._end_restart_between_epochs()
+        return self.loader("train")
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self.loader("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self.loader("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        return self.loader("test")
+
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Finish the batch on the device where it now lies."""
+        trainer = self.trainer
+        if trainer is None:
+            return batch
+        if trainer.training:
+            loader = trainer.train_dataloader
+            if not isinstance(loader, ResumableLoader):
+                raise TypeError(
+                    f"The trainer's training loader is a {type(loader).__name__}; expected the "
+                    "data module's ResumableLoader, which knows a batch's place in the epoch."
+                )
+            return self.finish(batch, "train", loader.epoch, loader.position - 1)
+        return self.finish(batch, "val" if trainer.validating else "test", 0, 0)
+
+    @property
+    def rank(self) -> int:
+        """Which of the devices this process drives."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def num_replicas(self) -> int:
+        """How many devices share the data."""
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _finisher(self, split: Split) -> "_Finish":
+        return _Finish(self, split)
+
+    def _end_restart_between_epochs(self) -> None:
+        """Let a run that `max_steps` limits resume from an epoch's end as `max_epochs` runs do.
+
+        Under `max_steps` Lightning (2.6) takes every restart to be in the middle of an epoch. From
+        a checkpoint of `on_train_epoch_end` it then counts the finished epoch twice and cuts the
+        next one short. The progress counters say that the epoch was over, so we say so too.
+        """
+        if self.trainer is None:
+            return
+        loop = self.trainer.fit_loop
+        current: Any = loop.epoch_progress.current
+        if loop.restarting and current.ready == current.started == current.processed > 0:
+            for part in (loop, loop.epoch_loop, *vars(loop.epoch_loop).values()):
+                if hasattr(part, "_restarting"):
+                    part._restarting = False
+
+
+class _Finish:
+    """`DataModule.finish` for one split; an object, so that worker processes can pickle it."""
+
+    def __init__(self, module: DataModule, split: Split) -> None:
+        self.module, self.split = module, split
+
+    def __call__(
+        self, batch: tuple[Tensor, Tensor], epoch: int, index: int
+    ) -> tuple[Tensor, Tensor]:
+        return self.module.finish(batch, self.split, epoch, index)

@@ -1,0 +1,394 @@
+"""Behind the command line: recipes to objects, one folder per run, checkpoints to models."""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, set_parsing_settings
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from eblvm.callbacks import CompileNetworks, Interrupt, RandomState
+from eblvm.checkpoint import check_weights, load, read_checkpoint
+from eblvm.cli import UserError, recipe_root, resolve_recipe
+from eblvm.models.learner import NonFiniteError
+
+RUN_DIR = "EBLVM_RUN_DIR"
+
+__all__ = ["CommandLine", "build", "draw", "run"]
+
+# Overrides reach every `${…}` of a recipe only with this pair.
+PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False}
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+TRAINER_DEFAULTS = {
+    "inference_mode": False,  # chains need gradients in test as in training
+    "num_sanity_val_steps": 0,  # `check` runs the parts on a real batch before anything is written
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with eblvm's flags, loggers and run folders.
+
+    Arguments:
+        recipe: The name under which runs are filed.
+    """
+
+    def __init__(self, recipe: str, **settings: Any) -> None:
+        self.recipe = recipe
+        self.run_dir: Path | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            parser_kwargs=dict(PARSER),
+            save_config_kwargs={"overwrite": True},
+            **settings,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs", type=str, default="runs", help="folder for runs")
+        parser.add_argument("--wandb", type=bool, default=False, help="log to W&B too")
+        parser.add_argument(
+            "--ema", type=float, default=0.0, help="decay of averaged weights, 0: off"
+        )
+        parser.add_argument(
+            "--compile", type=bool, default=False, help="torch.compile the networks"
+        )
+        parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+        parser.add_argument(
+            "--monitor", type=str, default="val/loss", help="metric that names the best checkpoint"
+        )
+        parser.add_argument("--monitor_mode", type=str, default="min", help="min or max")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(condense(str(error))) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration comes from the recipe or the run folder, never from the checkpoint."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config[self.subcommand] if self.subcommand else self.config
+        if self.subcommand != "fit":
+            kwargs.setdefault("logger", False)
+            kwargs["default_root_dir"] = str(evaluation_dir(options, self.recipe))
+            return super().instantiate_trainer(**kwargs)
+        # Ranks that Lightning launches inherit the folder; the first rank's is the one that counts.
+        self.run_dir = Path(os.environ.get(RUN_DIR) or next_run_dir(options.runs, self.recipe))
+        os.environ[RUN_DIR] = str(self.run_dir)
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = loggers(self.run_dir, self.recipe, options.wandb)
+        kwargs["default_root_dir"] = str(self.run_dir)
+        trainer = super().instantiate_trainer(**kwargs)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        folder = self.run_dir / "checkpoints"
+        callbacks += [RandomState(), Interrupt(str(folder / "last.ckpt"))]
+        if options.ema:
+            callbacks.append(EMAWeightAveraging(decay=options.ema))
+        if options.compile:
+            callbacks.append(CompileNetworks())
+        if trainer.checkpoint_callbacks:
+            callbacks[:] = [c for c in callbacks if type(c) is not ModelCheckpoint]
+            callbacks += checkpoints(folder, options.monitor, options.monitor_mode)
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        threads = self._get(self.config, "threads")
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+            raise UserError(str(error)) from error
+
+    def fit(self, **arguments: Any) -> None:
+        """`Trainer.fit`, after a look at the parts and the checkpoint; errors say what to do."""
+        check(self.model, self.datamodule)
+        self._check_weights(arguments.get("ckpt_path"))
+        try:
+            self.trainer.fit(**arguments)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            if self.trainer.is_global_zero:
+                sys.stderr.write(self._how_to_resume())
+            raise
+        except NonFiniteError as error:
+            raise UserError(str(error)) from error
+        finally:
+            self._remove_empty_run()
+        if self.trainer.is_global_zero:
+            print(f"run: {display(self.run_dir)}")
+
+    def _evaluate(self, name: str, arguments: dict[str, Any]) -> None:
+        self._check_weights(arguments.get("ckpt_path"))
+        try:
+            getattr(self.trainer, name)(**arguments)
+        except (OSError, NonFiniteError) as error:
+            raise UserError(str(error)) from error
+
+    def validate(self, **arguments: Any) -> None:
+        """`Trainer.validate`."""
+        self._evaluate("validate", arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """`Trainer.test`; the metrics go to `test.json` in the run folder, too."""
+        self._evaluate("test", arguments)
+        if self.trainer.is_global_zero:
+            metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            path = Path(self.trainer.default_root_dir) / "test.json"
+            path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            print(f"metrics: {display(path)}")
+
+    def predict(self, **arguments: Any) -> None:
+        """`Trainer.predict`; the predictions go to `predictions.pt` in the run folder."""
+        self._check_weights(arguments.get("ckpt_path"))
+        predictions: Any = self.trainer.predict(**arguments) or []
+        path = Path(self.trainer.default_root_dir) / "predictions.pt"
+        torch.save(torch.cat(predictions), path)
+        print(f"predictions: {display(path)}")
+
+    def _check_weights(self, path: str | None) -> None:
+        """Refuse a checkpoint that is not one, or another model's, before anything is written."""
+        if path is None or not Path(path).suffix:  # Lightning's keywords: best, last …
+            return
+        check_weights(self.model, read_checkpoint(path)["state_dict"], path)
+
+    def _how_to_resume(self) -> str:
+        last = Path(str(self.run_dir)) / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            return "\neblvm: interrupted before the first step; nothing is kept.\n"
+        return (
+            f"\neblvm: interrupted at step {self.trainer.global_step}; the state is kept. "
+            f"Resume with\n  eblvm fit --ckpt_path {display(last)}\n"
+        )
+
+    def _remove_empty_run(self) -> None:
+        """No step, no folder."""
+        empty = self.trainer.global_step == 0 and self.trainer.is_global_zero
+        if empty and self.run_dir is not None and not any(self.run_dir.rglob("*.ckpt")):
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+def loggers(run_dir: Path, recipe: str, wandb: bool) -> list[Logger]:
+    """CSV and TensorBoard, and Weights & Biases where asked for, all in one run folder."""
+    root = run_dir.parent.parent if "/" in recipe else run_dir.parent
+    place: dict[str, Any] = {"name": run_dir.parent.relative_to(root).as_posix()}
+    found: list[Logger] = [
+        TensorBoardLogger(root, version=run_dir.name, default_hp_metric=False, **place),
+        CSVLogger(root, version=run_dir.name, **place),
+    ]
+    if wandb:
+        offline = os.environ.get("WANDB_MODE") == "offline"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        found.append(
+            WandbLogger(project="eblvm", name=recipe, save_dir=str(run_dir), offline=offline)
+        )
+    return found
+
+
+def checkpoints(folder: Path, monitor: str, mode: str) -> list[ModelCheckpoint]:
+    """`best.ckpt` by the monitored metric, and `last.ckpt` after each epoch."""
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
+    ]
+
+
+def next_run_dir(runs: str, recipe: str) -> Path:
+    """The first free `runs/<recipe>/version_N`, not yet made.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    folder = Path(runs).absolute() / recipe
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write to {existing}; choose another folder with --runs.")
+    taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
+    number = max((int(n) + 1 for n in taken if n.isdigit()), default=0)
+    return folder / f"version_{number}"
+
+
+def check(model: Any, data: LightningDataModule) -> None:
+    """Run the model's loss on two rows of real data before anything is written.
+
+    Raises:
+        UserError: If the data are missing, or the parts do not fit together.
+    """
+    try:
+        data.prepare_data()
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        batch = data.on_after_batch_transfer(batch, 0)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+    x, label = (part[:2] for part in batch)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            model.terms((x, label), model.generator())
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise UserError(
+            f"the recipe's parts do not fit the data or each other. A batch has shape "
+            f"{tuple(x.shape)}; the first failing part says: {error}"
+        ) from error
+
+
+def evaluation_dir(options: Any, recipe: str) -> Path:
+    """The folder of the run whose checkpoint is evaluated; without one, `runs/<recipe>/untrained`.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    path = options.get("ckpt_path")
+    folder = Path(options.runs) / recipe / "untrained"
+    if path:
+        parents = Path(path).absolute().parents
+        folder = parents[1] if parents[0].name == "checkpoints" else parents[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}.") from error
+    return folder
+
+
+def display(path: Path | None) -> str:
+    """The path, relative where that is shorter."""
+    relative = os.path.relpath(str(path))
+    return str(path) if relative.startswith("..") else relative
+
+
+def draw(ckpt: str, num: int, out: str, seed: int, device: str | None) -> str:
+    """Draw samples of a checkpoint into a file; the sentence that says so.
+
+    Images become a grid, 2-D points a scatter plot, tokens lines of text; `.pt` keeps the tensor.
+    """
+    from eblvm.pictures import save_samples
+
+    model: Any = load(ckpt, device)
+    samples = model.sample(num, torch.Generator(model.device).manual_seed(seed))
+    try:
+        save_samples(samples.cpu(), Path(out))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return f"{num} samples of {ckpt}: {out}"
+
+
+def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataModule]:
+    """The model and the data of a recipe, untrained: the library's way into a recipe.
+
+    Arguments:
+        recipe: A name such as `image/lebm_digits`, or a file.
+        overrides: As on the command line, such as `--data.batch_size=32`.
+    """
+    path = resolve_recipe(recipe)
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        command_line = CommandLine(
+            recipe_name(path), run=False, args=["--config", str(path), *overrides]
+        )
+    finally:
+        sys.argv = argv
+    return command_line.model, command_line.datamodule
+
+
+def condense(message: str) -> str:
+    """A parser's message without the lines that repeat the whole configuration."""
+    noise = (
+        "Given value",
+        "Subtypes:",
+        "Errors:",
+        "Does not validate",
+        "- Expected a <class 'None",
+    )
+    lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
+    return "\n".join(line for line in lines if line.strip())
+
+
+def quiet() -> None:
+    """Drop what Lightning says that no user of a recipe can act on."""
+    noise = ("💡", "TPU available", "GPU available", "HPU available", "Seed set to")
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda r: not r.getMessage().lstrip().startswith(noise))
+    for message in (
+        "Experiment logs directory",  # TensorBoard's events lie in the same folder, on purpose
+        ".*isinstance\\(treespec, LeafSpec",
+        ".*does not have many workers",
+        "The number of training batches",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`eblvm fit|validate|test|predict`.
+
+    Raises:
+        UserError: On what the user can mend.
+    """
+    quiet()
+    arguments, recipe = resolve_arguments(arguments)
+    sys.argv = [sys.argv[0], *arguments]  # Lightning launches other ranks with these
+    CommandLine(recipe, run=True)
+
+
+def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """Recipe names become files; a checkpoint without a recipe brings its run's own.
+
+    Returns:
+        The arguments, and the name under which the run is filed.
+    """
+    resolved: list[str] = []
+    recipe = ckpt = None
+    flags = iter(arguments)
+    for argument in flags:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-c", "--ckpt_path") and not equals:
+            value = next(flags, "")
+        if flag in ("--config", "-c"):
+            path = resolve_recipe(value)
+            recipe = recipe or recipe_name(path)
+            argument = f"--config={path}"
+        elif flag == "--ckpt_path":
+            ckpt = value
+            argument = f"--ckpt_path={value}"
+        resolved.append(argument)
+    if ckpt and recipe is None:
+        read_checkpoint(ckpt)
+        path = Path(ckpt).absolute().parent.parent / "config.yaml"
+        if not path.is_file():
+            raise UserError(f"no config.yaml beside {ckpt}; add --config RECIPE.")
+        resolved.insert(1, f"--config={path}")
+        recipe = run_recipe(path.parent)
+    return resolved, recipe or "custom"
+
+
+def recipe_name(path: Path) -> str:
+    """`image/lebm_digits` for an installed recipe, the stem for a user's file."""
+    if path.is_relative_to(recipe_root()):
+        return path.relative_to(recipe_root()).with_suffix("").as_posix()
+    if path.name == "config.yaml" and path.parent.name.startswith("version_"):
+        return run_recipe(path.parent)
+    return path.stem
+
+
+def run_recipe(run_dir: Path) -> str:
+    """The recipe of a run folder `runs/<recipe>/version_N`."""
+    name = "/".join(run_dir.parent.parts[-2:])
+    return name if (recipe_root() / f"{name}.yaml").is_file() else run_dir.parent.name
