@@ -39,6 +39,14 @@ def test_learns_separable_classes_and_its_checkpoint_becomes_features(tmp_path):
     torch.testing.assert_close(logits, learner(images))
 
 
+def test_loss_is_the_negative_log_probability_of_each_label():
+    learner = ImageClassifier(image_size=8, num_classes=3, width=4).eval()
+    x, label = torch.rand(5, 1, 8, 8) * 2 - 1, torch.tensor([0, 1, 2, 1, 0])
+    (term,) = learner.terms((x, label), learner.generator()).values()
+    expected = -learner(x).softmax(1)[torch.arange(5), label].log()
+    torch.testing.assert_close(term, expected)
+
+
 def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match="learning_rate is 0"):
         ImageClassifier(image_size=8, learning_rate=0)
