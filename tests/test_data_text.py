@@ -114,6 +114,6 @@ def test_penn_treebank():
     if root is None or not (Path(root) / "ptb").is_dir():
         pytest.skip("EBLVM_DATA names no folder with ptb")
     files = [str(Path(root) / "ptb" / f"ptb.{part}.txt") for part in ("train", "valid", "test")]
-    module = TextDataModule(*files, vocab_size=10_003, max_length=40, batch_size=100)
+    module = TextDataModule(*files, vocab_size=10_002, max_length=40, batch_size=100)
     sizes = [len(module.dataset(split)) for split in ("train", "val", "test")]
     assert sizes == [42068, 3370, 3761]

@@ -179,7 +179,7 @@ class _NoisyCurves(_IsotropicMixture, ABC):
     """Points on curves, uniform in their parameter and equally likely, plus Gaussian noise.
 
     The density is the integral of a Gaussian along the curves. Eight Gauss–Legendre nodes for
-    every four standard deviations of length leave an error near rounding.
+    every two standard deviations of length leave an error near rounding.
 
     Arguments:
         num_curves: K.
@@ -190,7 +190,7 @@ class _NoisyCurves(_IsotropicMixture, ABC):
         self.num_curves = num_curves
         dense = self.curves(torch.linspace(0, 1, 4097).double())
         steepest = float(dense.diff(dim=1).norm(dim=-1).max()) * 4096  # length per unit of t
-        t, weight = _gauss_legendre(max(8, math.ceil(steepest / (4 * std))))
+        t, weight = _gauss_legendre(max(8, math.ceil(steepest / (2 * std))))
         centers = self.curves(t)  # (K, M, 2)
         super().__init__(centers.flatten(0, 1), std, weight.repeat(num_curves) / num_curves)
 

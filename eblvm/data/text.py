@@ -125,6 +125,7 @@ def _read_sentences(path: str) -> list[list[str]]:
             sentences.append(words)
     if not sentences:
         raise ValueError(
-            f"{path}, line {max(len(lines), 1)}: the file ends without a sentence; expected one a line."
+            f"{path}, line {max(len(lines), 1)}: the file ends without a sentence; expected one a "
+            "line."
         )
     return sentences
