@@ -470,6 +470,21 @@ def test_impossible_shapes_and_sizes_are_refused(mnist, folder):
         synthetic().loader("tset")
 
 
+def test_missing_packages_and_variants_are_explained(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    with pytest.raises(ValueError, match=r"EMNIST cannot be opened .* name one with `variant`"):
+        synthetic(dataset="EMNIST", root=str(tmp_path)).setup("fit")
+
+    def init(self, root, classes="train", **kwargs):
+        assert classes == ["church_outdoor_train"]
+        raise ModuleNotFoundError("No module named 'lmdb'", name="lmdb")
+
+    monkeypatch.setattr(datasets.LSUN, "__init__", init)
+    options = {"dataset": "LSUN", "variant": "church_outdoor", "root": str(tmp_path)}
+    with pytest.raises(RuntimeError, match=r"LSUN needs a package .* `pip install lmdb`"):
+        synthetic(**options, val_size=9).setup("fit")
+
+
 def test_an_unfit_torchvision_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(RuntimeError, match="install both together from the same place"):
