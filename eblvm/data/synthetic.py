@@ -426,7 +426,7 @@ class Checkerboard(Density2D):
         cell = ((_check_points(x) - self.low) / self.side).floor()
         inside = ((cell >= 0) & (cell < self.num_cols)).all(1) & (cell.sum(1) % 2 == 0)
         log_density = -math.log(len(self.cells) * self.side**2)
-        return torch.where(inside, log_density, -math.inf).to(x.dtype)
+        return (inside.double().log() + log_density).to(x.dtype)
 
 
 class Pinwheel(Density2D):
