@@ -20,6 +20,8 @@ from .synthetic import (
     SwissRoll,
     TwoMoons,
 )
+from .text import TextDataModule
+from .vocabulary import Vocabulary
 
 __all__ = [
     "Checkerboard",
@@ -37,6 +39,8 @@ __all__ = [
     "Rings",
     "SwissRoll",
     "TensorRows",
+    "TextDataModule",
     "TwoMoons",
+    "Vocabulary",
     "seeded_generator",
 ]

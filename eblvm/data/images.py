@@ -322,7 +322,7 @@ class TensorImages(TensorRows):
         return cls(torch.stack([x for x, _ in items]), torch.stack([label for _, label in items]))
 
     def pick(self, rows: np.ndarray) -> "TensorImages":
-        return TensorImages(*self.columns, rows=torch.from_numpy(rows))
+        return TensorImages(self.columns[0], self.labels, torch.from_numpy(rows))
 
 
 class DecodedImages(Dataset):

@@ -33,7 +33,8 @@ def seeded_generator(*numbers: int, device: torch.device | str = "cpu") -> torch
     """
     if min(numbers, default=0) < 0:
         raise ValueError(f"seeds are {numbers}; expected integers of 0 or more.")
-    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    words = (len(numbers), *numbers)  # numpy pads with zeros: the length tells (1,) from (1, 0)
+    (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 
@@ -109,6 +110,7 @@ class ResumableLoader(DataLoader):
     def __init__(
         self,
         dataset: Dataset,
+        *,
         batch_size: int | None = 1,
         finish: Callable[[Any, int, int], Any] | None = None,
         **kwargs: Any,

@@ -4,13 +4,16 @@ Each `log_prob` is normalized, in nats, and exact: a closed form, or a determini
 quadrature or root search with an error below 1e-6. Computation is in float64 throughout. Published
 generators differ in scale; a `scale` multiplies the finished point.
 
-Below, "BiDVL", "LDEBM" and "DDAEBM" name the experiments of Kan et al. (AAAI 2023), Yu et al.
-(ICML 2022) and Geng et al. (2024), whose generators go back to FFJORD (Grathwohl et al., ICLR 2019).
+Below, LDEBM, DDAEBM and BiSM stand for the experiments of Yu et al. (ICML 2022), Geng et al.
+(ICML 2024) and Bao et al. (NeurIPS 2020). Most generators go back to FFJORD (Grathwohl et al.,
+ICLR 2019).
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -34,6 +37,9 @@ __all__ = [
 
 _CHUNK = 2**22
 """Numbers that an intermediate array may hold."""
+
+_NODES = 40
+"""Nodes on each side between which `Pinwheel` looks for solutions."""
 
 
 class Density2D(ABC):
@@ -120,19 +126,19 @@ class _IsotropicMixture(Density2D):
 
     def log_prob(self, x: Tensor) -> Tensor:
         points = _check_points(x)
-        centers, log_weights = self.centers.to(points), self.weights.log().to(points)
-        constant = math.log(2 * math.pi * self.std**2)
-        parts = []
-        for part in points.split(max(1, _CHUNK // len(centers))):
-            distance = (part[:, None] - centers).square().sum(-1)  # (N, K)
-            parts.append((log_weights - distance / (2 * self.std**2)).logsumexp(1) - constant)
-        return torch.cat(parts).to(x.dtype) if parts else x.new_empty(0)
+        centers, weights = self.centers.to(points) / self.std, self.weights.to(points)
+        offset = weights.log() - centers.square().sum(1) / 2  # (K,)
+        parts = [points.new_empty(0)]
+        for part in (points / self.std).split(max(1, _CHUNK // len(centers))):
+            # −‖x − c‖² / 2 with the square written out, so that the pairs are one product
+            parts.append((part @ centers.T + offset).logsumexp(1) - part.square().sum(1) / 2)
+        return (torch.cat(parts) - math.log(2 * math.pi * self.std**2)).to(x.dtype)
 
 
 class EightGaussians(_IsotropicMixture):
     """Eight Gaussians on a circle.
 
-    BiDVL and DDAEBM use the defaults (mean log density −2.83); LDEBM has `scale=4 / 1.414`. The
+    DDAEBM uses the defaults (entropy 2.831880); LDEBM has `scale=4 / 1.414`. The
     ring of 8 with `radius=2, std=0.15, scale=1` has entropy 1.123078.
 
     Arguments:
@@ -150,7 +156,7 @@ class EightGaussians(_IsotropicMixture):
 class GaussianGrid(_IsotropicMixture):
     """Gaussians on a square grid around 0.
 
-    DDAEBM uses the defaults: 25 Gaussians of unit total variance, mean log density 0.624. LDEBM's
+    DDAEBM uses the defaults: 25 Gaussians of unit variance in all, entropy −0.6276. LDEBM's
     16 Gaussians are `num_side=4, spacing=8 / 3, std=0.5, scale=4 / 1.414`. The grid of 25 with
     `spacing=1, std=0.05, scale=1` has entropy 0.065288.
 
@@ -169,45 +175,41 @@ class GaussianGrid(_IsotropicMixture):
         super().__init__(torch.cartesian_prod(place, place), scale * std)
 
 
-class _NoisyCurves(_IsotropicMixture):
-    """Points on curves plus isotropic Gaussian noise.
+class _NoisyCurves(_IsotropicMixture, ABC):
+    """Points on curves, uniform in their parameter and equally likely, plus Gaussian noise.
 
-    The density is the integral of a Gaussian along the curves. Nodes lie within half a standard
-    deviation of each other, eight to a Gauss–Legendre panel, which leaves an error near rounding.
+    The density is the integral of a Gaussian along the curves. Eight Gauss–Legendre nodes for
+    every two standard deviations of length leave an error near rounding.
 
     Arguments:
-        curves: Functions from t in [0, 1], with shape `(M,)`, to points `(M, 2)`; t is uniform.
-        weights: The share of each curve.
+        num_curves: K.
         std: Of the noise.
     """
 
-    def __init__(self, curves: list, weights: list[float], std: float) -> None:
-        self.curves = curves
-        self.shares = torch.tensor(weights).double() / sum(weights)
-        dense = torch.linspace(0, 1, 4097).double()
-        abscissas, gauss = (torch.tensor(v) for v in _gauss_legendre_8())
-        centers, masses = [], []
-        for curve, share in zip(curves, self.shares, strict=True):
-            steepest = float(curve(dense).diff(dim=0).norm(dim=1).max()) * 4096  # length per t
-            num = max(8, math.ceil(steepest / (4 * std)))
-            t = (torch.arange(num).double()[:, None] + (abscissas + 1) / 2).flatten() / num
-            centers.append(curve(t))
-            masses.append(share * (gauss / 2 / num).repeat(num))
-        super().__init__(torch.cat(centers), std, torch.cat(masses))
+    def __init__(self, num_curves: int, std: float) -> None:
+        self.num_curves = num_curves
+        dense = self.curves(torch.linspace(0, 1, 4097).double())
+        steepest = float(dense.diff(dim=1).norm(dim=-1).max()) * 4096  # length per unit of t
+        t, weight = _gauss_legendre(max(8, math.ceil(steepest / (2 * std))))
+        centers = self.curves(t)  # (K, M, 2)
+        super().__init__(centers.flatten(0, 1), std, weight.repeat(num_curves) / num_curves)
+
+    @abstractmethod
+    def curves(self, t: Tensor) -> Tensor:
+        """Points `(K, M, 2)` of the K curves at t in [0, 1], `(M,)`."""
 
     def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        label = _component(self.shares, num, generator)
-        t = _uniform(num, generator)
+        label = torch.randint(self.num_curves, (num,), generator=generator)
+        points = self.curves(_uniform(num, generator))[label, torch.arange(num)]
         noise = torch.stack([_normal(num, generator), _normal(num, generator)], dim=1)
-        points = torch.stack([curve(t) for curve in self.curves])  # (K, num, 2)
-        return points[label, torch.arange(num)] + self.std * noise, label
+        return points + self.std * noise, label
 
 
-def _gauss_legendre_8() -> tuple[list[float], list[float]]:
-    """Abscissas and weights on [−1, 1] (Abramowitz and Stegun, Table 25.4)."""
-    nodes = [0.1834346424956498, 0.5255324099163290, 0.7966664774136267, 0.9602898564975363]
-    weights = [0.3626837833783620, 0.3137066458778873, 0.2223810344533745, 0.1012285362903763]
-    return [-v for v in reversed(nodes)] + nodes, [*reversed(weights), *weights]
+def _gauss_legendre(num_panels: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of composite Gauss–Legendre quadrature on [0, 1], eight per panel."""
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
+    t = (torch.arange(num_panels).double()[:, None] + (nodes + 1) / 2).flatten() / num_panels
+    return t, (weights / 2).repeat(num_panels) / num_panels
 
 
 class SwissRoll(_NoisyCurves):
@@ -223,11 +225,12 @@ class SwissRoll(_NoisyCurves):
     def __init__(self, noise: float = 1.0, scale: float = 0.2) -> None:
         _check_positive(noise=noise, scale=scale)
 
-        def spiral(u: Tensor) -> Tensor:
-            t = 1.5 * math.pi * (1 + 2 * u)
-            return scale * t[:, None] * torch.stack([t.cos(), t.sin()], 1)
+        self.scale = scale
+        super().__init__(1, scale * noise)
 
-        super().__init__([spiral], [1.0], scale * noise)
+    def curves(self, t: Tensor) -> Tensor:
+        turn = 1.5 * math.pi * (1 + 2 * t)
+        return self.scale * torch.stack([turn * turn.cos(), turn * turn.sin()], -1)[None]
 
 
 class Moons(_NoisyCurves):
@@ -241,42 +244,53 @@ class Moons(_NoisyCurves):
     def __init__(self, noise: float = 0.1, scale: float = 1.0) -> None:
         _check_positive(noise=noise, scale=scale)
 
-        def outer(u: Tensor) -> Tensor:
-            return scale * torch.stack([(math.pi * u).cos(), (math.pi * u).sin()], 1)
+        self.scale = scale
+        super().__init__(2, scale * noise)
 
-        def inner(u: Tensor) -> Tensor:
-            return scale * torch.stack([1 - (math.pi * u).cos(), 0.5 - (math.pi * u).sin()], 1)
+    def curves(self, t: Tensor) -> Tensor:
+        cos, sin = (math.pi * t).cos(), (math.pi * t).sin()
+        outer, inner = torch.stack([cos, sin], -1), torch.stack([1 - cos, 0.5 - sin], -1)
+        return self.scale * torch.stack([outer, inner])
 
-        super().__init__([outer, inner], [1.0, 1.0], scale * noise)
 
+class Rings(Density2D):
+    r"""Equally likely concentric circles plus isotropic noise.
 
-class Rings(_NoisyCurves):
-    """Equally likely concentric circles plus isotropic noise.
+    .. math:: p(x) = \frac{1}{K} \sum_r \frac{1}{2 \pi \sigma^2} I_0\!\left(\frac{\|x\| r}{\sigma^2}
+        \right) \exp\!\left(-\frac{\|x\|^2 + r^2}{2 \sigma^2}\right)
 
     The defaults are DDAEBM's rings; its circles are `radii=[3, 1.5], noise=0.24`.
 
     Arguments:
-        radii: Of the circles.
-        noise: Standard deviation.
+        radii: r, of the K circles.
+        noise: σ.
     """
 
     def __init__(self, radii: list[float] | None = None, noise: float = 0.08) -> None:
         radii = [3.0, 2.25, 1.5, 0.75] if radii is None else list(radii)
         _check_positive(noise=noise, **{f"radii[{i}]": r for i, r in enumerate(radii)})
+        self.radii, self.noise = torch.tensor(radii).double(), noise
+        self.bounds = _square(max(radii) + 6 * noise)
 
-        def circle(radius: float) -> "_Circle":
-            return _Circle(radius)
+    def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        label = torch.randint(len(self.radii), (num,), generator=generator)
+        noise = torch.stack([_normal(num, generator), _normal(num, generator)], dim=1)
+        return _turned(self.radii[label], generator) + self.noise * noise, label
 
-        super().__init__([circle(r) for r in radii], [1.0] * len(radii), noise)
+    def log_prob(self, x: Tensor) -> Tensor:
+        rho = _check_points(x).norm(dim=1, keepdim=True)
+        radii, variance = self.radii.to(rho), self.noise**2
+        # i0e(a) = exp(−a) I₀(a) takes the large part of the exponent
+        bessel = torch.special.i0e(rho * radii / variance).log()
+        terms = bessel - (rho - radii) ** 2 / (2 * variance)
+        constant = math.log(2 * math.pi * variance * len(radii))
+        return (terms.logsumexp(1) - constant).to(x.dtype)
 
 
-class _Circle:
-    def __init__(self, radius: float) -> None:
-        self.radius = radius
-
-    def __call__(self, u: Tensor) -> Tensor:
-        angle = 2 * math.pi * u
-        return self.radius * torch.stack([angle.cos(), angle.sin()], 1)
+def _turned(radius: Tensor, generator: torch.Generator) -> Tensor:
+    """Points `(N, 2)` at these distances from 0, in uniform directions."""
+    angle = 2 * math.pi * _uniform(len(radius), generator)
+    return radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
 
 
 class GaussianRings(Density2D):
@@ -303,8 +317,7 @@ class GaussianRings(Density2D):
     def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         label = _component(self.masses, num, generator)
         radius = _ring_radius(_uniform(num, generator), self.radii[label], self.std)
-        angle = 2 * math.pi * _uniform(num, generator)
-        return radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1), label
+        return _turned(radius, generator), label
 
     def log_prob(self, x: Tensor) -> Tensor:
         radius = _check_points(x).norm(dim=1, keepdim=True)
@@ -350,15 +363,13 @@ class TwoMoons(Density2D):
         _check_positive(radius=radius, std=std, width=width)
         self.radius, self.std, self.width = radius, std, width
         self.bounds = _square(radius + 6 * std)
-        rho = (torch.arange(2000).double() + 0.5) * (radius + 12 * std) / 2000
-        angle = (torch.arange(2000).double() + 0.5) * 2 * math.pi / 2000
-        # midpoints are spectrally accurate around the circle; along ρ, Gauss–Legendre panels
-        nodes, gauss = (torch.tensor(v) for v in _gauss_legendre_8())
-        cell = (radius + 12 * std) / 250
-        rho = (cell * (torch.arange(250).double()[:, None] + (nodes + 1) / 2)).flatten()
-        weight = rho * (gauss * cell / 2).repeat(250) * (2 * math.pi / 2000)
+        # around the circle midpoints are as good; across it, the ring is smooth down to 0
+        t, weight = _gauss_legendre(64)
+        rho = (radius + 12 * std) * t
+        angle = 2 * math.pi * (torch.arange(512).double() + 0.5) / 512
         x = rho[:, None, None] * torch.stack([angle.cos(), angle.sin()], 1)  # (R, A, 2)
-        values = (-self._energy(x.flatten(0, 1))).exp().view(2000, 2000)
+        values = (-self._energy(x.flatten(0, 1))).exp().view(len(rho), len(angle))
+        weight = weight * (radius + 12 * std) * rho * 2 * math.pi / len(angle)
         self.log_normalizer = float((weight[:, None] * values).sum().log())
 
     def _energy(self, x: Tensor) -> Tensor:
@@ -373,8 +384,7 @@ class TwoMoons(Density2D):
             size = 4 * num + 64
             radii = torch.full((size,), self.radius).double()
             rho = _ring_radius(_uniform(size, generator), radii, self.std)
-            angle = 2 * math.pi * _uniform(size, generator)
-            x = rho[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+            x = _turned(rho, generator)
             ring = ((rho - self.radius) / self.std) ** 2 / 2
             accept = (ring - self._energy(x)).exp() / largest
             kept.append(x[_uniform(size, generator) < accept])
@@ -388,7 +398,7 @@ class TwoMoons(Density2D):
 class Checkerboard(Density2D):
     """Uniform on every second cell of a square board, the corner cell at `low` included.
 
-    The defaults are BiDVL's: [0, ½]² and [½, 1]², entropy log ½. FFJORD's board of 4 × 4 cells is
+    The defaults are BiSM's: [0, ½]² and [½, 1]², entropy log ½. FFJORD's board of 4 × 4 cells is
     `num_cols=4, low=-4, high=4`.
 
     Arguments:
@@ -416,7 +426,7 @@ class Checkerboard(Density2D):
         cell = ((_check_points(x) - self.low) / self.side).floor()
         inside = ((cell >= 0) & (cell < self.num_cols)).all(1) & (cell.sum(1) % 2 == 0)
         log_density = -math.log(len(self.cells) * self.side**2)
-        return torch.where(inside, log_density, -math.inf).to(x.dtype)
+        return (inside.double().log() + log_density).to(x.dtype)
 
 
 class Pinwheel(Density2D):
@@ -474,82 +484,82 @@ class Pinwheel(Density2D):
 
     def log_prob(self, x: Tensor) -> Tensor:
         points = _check_points(x) / self.scale
-        arms = 2 * math.pi * torch.arange(self.num_arms).to(points) / self.num_arms
-        low, high = 1 - 9 * self.radial_std, 1 + 9 * self.radial_std
-        # a step turns by at most a tenth of a radian, and a fold is far wider than that
-        num_nodes = math.ceil(max(128, 10 * self.rate * math.exp(high) * (high - low))) + 1
-        nodes = torch.linspace(low, high, num_nodes).to(points)
-        parts = []
-        for part in points.split(max(1, _CHUNK // (num_nodes * self.num_arms))):
-            parts.append(self._log_prob(part, arms, nodes))
-        return torch.cat(parts).to(x.dtype) if parts else x.new_empty(0)
+        parts = [points.new_empty(0)]
+        for part in points.split(max(1, _CHUNK // (2 * _NODES * self.num_arms))):
+            parts.append(self._log_prob(part))
+        return torch.cat(parts).to(x.dtype)
 
-    def _log_prob(self, x: Tensor, arms: Tensor, nodes: Tensor) -> Tensor:
+    def _nodes(self, rho: Tensor) -> Tensor:
+        """Values of r, `(N, M)`, around all solutions within 9 standard deviations."""
+        # |s| ≤ 9 σ_s confines |r| to [inner, outer], since r² + s² = ρ²
+        outer = rho * 1.001 + 1e-9
+        inner = (rho**2 - (9 * self.tangential_std) ** 2).clamp(min=0).sqrt() * 0.999
+        t = torch.linspace(0, 1, _NODES).to(rho)
+        positive = inner[:, None] + t * (outer - inner)[:, None]
+        low, high = 1 - 9 * self.radial_std, 1 + 9 * self.radial_std
+        return torch.cat([-positive.flip(1), positive], 1).clamp(low, high)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         """For points `(N, 2)` at scale 1."""
         rho, theta = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
-        shift = theta[:, None] + arms  # (N, J): angle of g is shift + a exp(r)
-        angle = shift[..., None] + self.rate * nodes.exp()  # (N, J, M)
-        g = rho[:, None, None] * angle.cos() - nodes
-        slope = -1 - self.rate * nodes.exp() * rho[:, None, None] * angle.sin()
-        # intervals that hold a root; where the slope changes sign, the extremum splits the interval
-        left, right = (g[..., :-1], g[..., 1:])
+        arms = 2 * math.pi * torch.arange(self.num_arms).to(x) / self.num_arms
+        shift = theta[:, None] + arms  # (N, J)
+        nodes = self._nodes(rho)[:, None].expand(-1, self.num_arms, -1)  # (N, J, M)
+        g = self._g(rho[:, None, None], shift[..., None], nodes)
+        slope = self._slope(rho[:, None, None], shift[..., None], nodes)
+
+        # an extremum inside an interval may hide two roots: it becomes a bound of two intervals
         turns = (slope[..., :-1] * slope[..., 1:] < 0).nonzero(as_tuple=True)
-        crosses = left * right <= 0
+        low, high = nodes[..., :-1][turns], nodes[..., 1:][turns]
+        at = rho[turns[0]], shift[turns[0], turns[1]]
+        extremum = self._bisect(self._slope, *at, low, high)
+        middle = self._g(*at, extremum)
+        first, second = g[..., :-1][turns] * middle < 0, middle * g[..., 1:][turns] < 0
+
+        crosses = g[..., :-1] * g[..., 1:] < 0
         crosses[turns] = False
-        where = crosses.nonzero(as_tuple=True)
-        extremum = self._bisect(True, *self._at(rho, shift, turns), *_interval(nodes, turns))
-        turned = self._at(rho, shift, turns)
-        value = self._g(False, *turned, extremum)
-        starts, ends, places = [nodes[where[2]]], [nodes[where[2] + 1]], [where[:2]]
-        first = left[turns] * value <= 0
-        second = right[turns] * value < 0
-        for chosen, a, b in (
-            (first, nodes[turns[2]], extremum),
-            (second, extremum, nodes[turns[2] + 1]),
-        ):
-            starts.append(a[chosen])
-            ends.append(b[chosen])
-            places.append((turns[0][chosen], turns[1][chosen]))
-        point = torch.cat([place[0] for place in places])
-        arm = torch.cat([place[1] for place in places])
-        at = (rho[point], shift[point, arm])
-        r = self._bisect(False, *at, torch.cat(starts), torch.cat(ends))
+        plain = crosses.nonzero(as_tuple=True)
+        point = torch.cat([plain[0], turns[0][first], turns[0][second]])
+        arm = torch.cat([plain[1], turns[1][first], turns[1][second]])
+        lows = torch.cat([nodes[..., :-1][plain], low[first], extremum[second]])
+        highs = torch.cat([nodes[..., 1:][plain], extremum[first], high[second]])
+
+        at = rho[point], shift[point, arm]
+        r = self._bisect(self._g, *at, lows, highs)
         s = at[0] * (at[1] + self.rate * r.exp()).sin()
-        determinant = (1 + self.rate * r.exp() * s).abs()
         log_terms = (
             -((r - 1) ** 2) / (2 * self.radial_std**2)
             - s**2 / (2 * self.tangential_std**2)
-            - determinant.log()
+            - (1 + self.rate * r.exp() * s).abs().log()
         )
-        floor = torch.full((len(x),), -math.inf).to(x)
-        largest = floor.scatter_reduce(0, point, log_terms, "amax")
-        total = torch.zeros_like(floor).scatter_add(0, point, (log_terms - largest[point]).exp())
+        largest = torch.full_like(rho, -math.inf).scatter_reduce(0, point, log_terms, "amax")
+        share = (log_terms - largest[point]).exp()
+        total = torch.zeros_like(rho).scatter_add(0, point, share)
         constant = 2 * math.pi * self.radial_std * self.tangential_std * self.num_arms
         return largest + total.log() - math.log(constant * self.scale**2)
 
-    @staticmethod
-    def _at(rho: Tensor, shift: Tensor, index: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        return rho[index[0]], shift[index[0], index[1]]
+    def _g(self, rho: Tensor, shift: Tensor, r: Tensor) -> Tensor:
+        return rho * (shift + self.rate * r.exp()).cos() - r
 
-    def _g(self, slope: bool, rho: Tensor, shift: Tensor, r: Tensor) -> Tensor:
-        """g at r, or its slope."""
+    def _slope(self, rho: Tensor, shift: Tensor, r: Tensor) -> Tensor:
         turn = self.rate * r.exp()
-        if slope:
-            return -1 - turn * rho * (shift + turn).sin()
-        return rho * (shift + turn).cos() - r
+        return -1 - turn * rho * (shift + turn).sin()
 
-    def _bisect(self, slope: bool, rho: Tensor, shift: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """A root of g, or of its slope, between `low` and `high`."""
-        sign = self._g(slope, rho, shift, low).sign()
+    @staticmethod
+    def _bisect(
+        function: Callable[[Tensor, Tensor, Tensor], Tensor],
+        rho: Tensor,
+        shift: Tensor,
+        low: Tensor,
+        high: Tensor,
+    ) -> Tensor:
+        """Where a function of (ρ, shift, r) changes sign between `low` and `high`."""
+        sign = function(rho, shift, low).sign()
         for _ in range(52):
             middle = (low + high) / 2
-            same = self._g(slope, rho, shift, middle) * sign > 0
+            same = function(rho, shift, middle) * sign > 0
             low, high = torch.where(same, middle, low), torch.where(same, high, middle)
         return (low + high) / 2
-
-
-def _interval(nodes: Tensor, index: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    return nodes[index[2]], nodes[index[2] + 1]
 
 
 class DensityDataModule(DataModule):
