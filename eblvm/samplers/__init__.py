@@ -5,6 +5,7 @@ from .chain import Chain, Sampler
 from .frozen import frozen
 from .gibbs import Gibbs
 from .hmc import HMC
+from .kernel import Kernel
 from .langevin import Langevin
 from .mala import MALA
 from .noise import noise_like
@@ -18,6 +19,7 @@ __all__ = [
     "frozen",
     "Sampler",
     "Chain",
+    "Kernel",
     "Langevin",
     "MALA",
     "HMC",
