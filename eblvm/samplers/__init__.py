@@ -1,9 +1,32 @@
 """Markov chain Monte Carlo on any energy: functions and frozen settings, `torch` only."""
 
+from .annealed import AIS, LogNormalizer
 from .chain import Chain, Sampler
 from .frozen import frozen
+from .gibbs import Gibbs
+from .hmc import HMC
+from .kernel import Kernel
 from .langevin import Langevin
+from .mala import MALA
 from .noise import noise_like
 from .score import EnergyFn, score
+from .tempering import ParallelTempering
+from .underdamped import Underdamped
 
-__all__ = ["Chain", "EnergyFn", "Langevin", "Sampler", "frozen", "noise_like", "score"]
+__all__ = [
+    "EnergyFn",
+    "score",
+    "frozen",
+    "Sampler",
+    "Chain",
+    "Kernel",
+    "Langevin",
+    "MALA",
+    "HMC",
+    "Underdamped",
+    "ParallelTempering",
+    "AIS",
+    "LogNormalizer",
+    "Gibbs",
+    "noise_like",
+]

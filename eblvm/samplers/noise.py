@@ -1,12 +1,11 @@
 """Where a chain's noise comes from."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["chain_generator", "noise_blocks", "noise_like"]
+__all__ = ["block_size", "chain_generator", "noise_like", "normal", "uniform"]
 
 NOISE_BLOCK = 2**17  # elements drawn in one call: the block stays in a core's cache
 
@@ -52,15 +51,16 @@ def chain_generator(generator: torch.Generator | None, x: Tensor) -> torch.Gener
     return None
 
 
-def noise_blocks(num_steps: int, x: Tensor, generator: torch.Generator | None) -> Iterator[Tensor]:
-    """Unit Gaussian noise for `num_steps` steps, in blocks `(n, B, *event)` of bounded memory.
+def block_size(x: Tensor) -> int:
+    """How many steps' noise is drawn at once for a state like `x`; memory stays bounded."""
+    return max(1, NOISE_BLOCK // max(1, math.prod(x.shape)))
 
-    Arguments:
-        num_steps: Steps in all.
-        x: The state, for shape, dtype and device.
-        generator: The chain's generator.
-    """
-    size = max(1, NOISE_BLOCK // max(1, math.prod(x.shape)))
-    for start in range(0, num_steps, size):
-        n = min(size, num_steps - start)
-        yield torch.randn((n, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+
+def normal(n: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Unit Gaussian noise for `n` steps of `x` `(B, *event)`, with shape `(n, B, *event)`."""
+    return torch.randn((n, *x.shape), dtype=x.dtype, device=x.device, generator=generator)
+
+
+def uniform(n: int, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers on [0, 1) for `n` steps, one per row of `x`, with shape `(n, B)`."""
+    return torch.rand((n, len(x)), dtype=x.dtype, device=x.device, generator=generator)

@@ -1,0 +1,229 @@
+"""A kernel is a pure step; everything around the step is here, once.
+
+A kernel says how a chain starts from the energy and its gradient, what noise a number of steps
+needs, and how one step turns a state into the next. :class:`Kernel` runs it: the energy frozen, the
+noise in blocks, the trajectory kept on request, and the fastest gradient that applies
+(:mod:`eblvm.samplers.potential`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .chain import Chain, energies_along
+from .frozen import frozen
+from .noise import block_size, chain_generator
+from .potential import Potential, PotentialFn
+from .score import EnergyFn
+
+__all__ = [
+    "Kernel",
+    "Scale",
+    "State",
+    "StepSize",
+    "at_step",
+    "check_count",
+    "check_scale",
+    "per_row",
+    "row_sum",
+    "scaled",
+]
+
+State = tuple[Tensor, ...]
+"""What a step maps to its successor; the first entry is x `(B, *event)`."""
+
+Scale = float | Tensor
+StepSize = float | Tensor | Sequence[float] | Sequence[Tensor]
+"""A number; a `(B,)` tensor with one per row; or a sequence with one of these per step."""
+
+
+class Kernel(ABC):
+    """A transition rule with frozen settings, run for `num_steps` steps."""
+
+    num_steps: int
+
+    @abstractmethod
+    def start(self, potential: PotentialFn, x: Tensor, generator: torch.Generator | None) -> State:
+        """The first state of a chain at `x` `(B, *event)`."""
+
+    @abstractmethod
+    def draw(self, n: int, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        """The noise of `n` steps: tensors `(n, B, …)`."""
+
+    @abstractmethod
+    def coefficients(self, step: int, x: Tensor) -> tuple[Scale, ...]:
+        """The step's numbers (or `(B, 1, …)` tensors), e.g. its step size."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> Callable[..., State]:
+        """The pure step `(potential, state, noise, coefficients) -> state`."""
+
+    def acceptance(self, state: State) -> Tensor | None:
+        """The share of accepted proposals per chain, from the last state; None if all are."""
+        return None
+
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Run the chains.
+
+        The energy's flags, modes and buffers are as found afterwards, parameters get no gradient,
+        and it works under `torch.no_grad` and `torch.inference_mode`
+        (:mod:`eblvm.samplers.frozen`). Memory does not depend on the number of steps.
+
+        Arguments:
+            energy: `(B, *event) -> (B,)`.
+            x: Starts, with shape `(B, *event)`; not modified.
+            generator: Source of the noise, on the device of `x`; the global one if None, made
+                distinct on each rank.
+
+        Returns:
+            The last states, detached, with the shape of `x`.
+        """
+        return self._run(energy, x, generator)[0]
+
+    def run(
+        self,
+        energy: EnergyFn,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        every: int = 1,
+    ) -> Chain:
+        """Run the chains, same noise and same states as a plain call, and keep what they did.
+
+        Arguments:
+            energy: As in a call.
+            x: As in a call.
+            generator: As in a call.
+            every: Keep one state in `every`.
+
+        Returns:
+            The trajectory, its energies (one more evaluation per kept state) and acceptance rates.
+        """
+        if every < 1:
+            raise ValueError(f"every is {every}; expected 1 or more.")
+        kept = x.new_empty((self.num_steps // every, *x.shape))
+        state = self._run(energy, x, generator, kept, every)
+        return Chain(state[0], kept, energies_along(energy, kept), self.acceptance(state))
+
+    def _run(
+        self,
+        energy: EnergyFn,
+        x: Tensor,
+        generator: torch.Generator | None,
+        kept: Tensor | None = None,
+        every: int = 1,
+    ) -> State:
+        generator = chain_generator(generator, x)
+        with frozen(energy):
+            x = x.clone() if x.is_inference() else x.detach()
+            potential = Potential(energy, x, self.num_steps)
+            state = self.start(potential, x, generator)
+            if self.num_steps == 0:
+                return (x.clone(), *state[1:])
+            rule, constant = self.rule, self._constant(x)
+            size = block_size(x)
+            for first in range(0, self.num_steps, size):
+                n = min(size, self.num_steps - first)
+                noise = self.draw(n, x, generator)
+                for i in range(n):
+                    step = first + i
+                    numbers = constant or self.coefficients(step, x)
+                    state = rule(potential, state, tuple(e[i] for e in noise), numbers)
+                    if kept is not None and (step + 1) % every == 0:
+                        kept[(step + 1) // every - 1] = state[0]
+        return state
+
+    def transition(
+        self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last states and the acceptance rates `(B,)` of a run, nothing else kept.
+
+        Raises:
+            TypeError: If this kernel accepts everything.
+        """
+        state = self._run(energy, x, generator)
+        accepted = self.acceptance(state)
+        if accepted is None:
+            raise TypeError(f"{type(self).__name__} has no acceptance; expected MALA or HMC.")
+        return state[0], accepted
+
+    def _constant(self, x: Tensor) -> tuple[Scale, ...] | None:
+        """The coefficients, if no setting is a sequence with one entry per step."""
+        settings: dict[str, Any] = vars(self)
+        varying = any(isinstance(settings.get(k), Sequence) for k in ("step_size", "noise_scale"))
+        return None if varying else self.coefficients(0, x)
+
+
+def at_step(scale: StepSize, step: int) -> Scale:
+    """The scale of one step: entry `step` of a sequence, or the constant."""
+    return scale[step] if isinstance(scale, Sequence) else scale
+
+
+def per_row(scale: Scale, x: Tensor) -> Scale:
+    """A `(B,)` scale as `(B, 1, …)`, on the device and in the dtype of `x` `(B, *event)`.
+
+    Raises:
+        ValueError: If a tensor has neither shape `(B,)` nor shape `()`.
+    """
+    if not isinstance(scale, Tensor):
+        return scale
+    if scale.ndim and scale.shape != x.shape[:1]:
+        raise ValueError(
+            f"a step size or noise scale has shape {tuple(scale.shape)} for a batch of {len(x)}; "
+            f"expected ({len(x)},), one per row. For one per step use a tuple of numbers, e.g. "
+            "`tuple(scale.tolist())`."
+        )
+    scale = scale.detach().to(x)
+    return scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
+
+
+def scaled(x: Tensor, y: Tensor, scale: Scale) -> Tensor:
+    """x + scale · y, in one operation."""
+    return torch.addcmul(x, scale, y) if isinstance(scale, Tensor) else x.add(y, alpha=scale)
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """The sum over the event: `(B, *event)` to `(B,)`."""
+    return x.sum(dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x
+
+
+def check_scale(name: str, scale: StepSize, num_steps: int, positive: bool = True) -> None:
+    """Check a scale at construction; tensors only on the CPU, to stay off the device's queue.
+
+    Raises:
+        ValueError: If an entry is negative (or zero, where it must be positive), or a sequence does
+            not have one entry per step.
+    """
+    if isinstance(scale, Tensor):
+        if scale.device.type == "cpu" and not bool((scale > 0 if positive else scale >= 0).all()):
+            _refuse(name, f"{scale}", positive)
+    elif isinstance(scale, Sequence):
+        if len(scale) != num_steps:
+            raise ValueError(
+                f"{name} has {len(scale)} entries for {num_steps} steps; expected one per step. "
+                "One per row is a tensor, not a sequence."
+            )
+        for s in scale:
+            check_scale(name, s, num_steps, positive)
+    elif not (scale > 0 if positive else scale >= 0):
+        _refuse(name, f"{scale}", positive)
+
+
+def check_count(name: str, value: int, least: int = 0) -> None:
+    """Check a number of steps.
+
+    Raises:
+        ValueError: If it is below `least`.
+    """
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected {least} or more.")
+
+
+def _refuse(name: str, value: str, positive: bool) -> None:
+    expected = "a positive number" if positive else "0 or more"
+    raise ValueError(f"{name} is {value}; expected {expected}.")
