@@ -110,6 +110,19 @@ class Learner(LightningModule):
                 raise NonFiniteError(
                     f"the loss term {name!r} is {float(term.detach().mean())} at step {step} "
                     f"(epoch {self.current_epoch}). Lower this component's learning rate or the "
-                    "sampler's step_size, or set --trainer.gradient_clip_val; the last good "
-                    "checkpoint is kept."
+                    "sampler's step_size, or set --trainer.gradient_clip_val."
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint: weights that are not finite do not replace it.
+
+        Raises:
+            NonFiniteError: With the parameter and the step.
+        """
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(
+                    f"the parameter {name!r} is not finite after step {self.global_step} (epoch "
+                    f"{self.current_epoch}). Lower this component's learning rate or the "
+                    "sampler's step_size, or set --trainer.gradient_clip_val."
                 )
