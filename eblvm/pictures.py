@@ -94,11 +94,11 @@ def save_samples(samples: Tensor, path: Path) -> None:
     """
     if path.suffix == ".pt":
         torch.save(samples, path)
-    elif samples.dim() == 4 and samples.shape[1] in (1, 3):
+    elif path.suffix == ".png" and samples.dim() == 4 and samples.shape[1] in (1, 3):
         save_image(image_grid(samples), path)
-    elif samples.dim() == 2 and samples.shape[1] == 2 and samples.is_floating_point():
+    elif path.suffix == ".png" and samples.is_floating_point() and samples.shape[1:] == (2,):
         scatter_figure(samples).savefig(path)
-    elif not samples.is_floating_point() and path.suffix == ".txt":
+    elif path.suffix == ".txt" and not samples.is_floating_point():
         lines = (" ".join(map(str, row)) for row in samples.tolist())
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:

@@ -168,7 +168,10 @@ class CommandLine(LightningCLI):
                 sys.stderr.write(self._how_to_resume())
             sys.exit(130)
         except UserError as error:
-            raise UserError(f"{error}{self._what_is_kept()}") from error
+            if isinstance(error.__cause__, NonFiniteError) and self._last().exists():
+                kept = f"The last good checkpoint is {display(self._last())}."
+                raise UserError(f"{error}\n{kept}") from error
+            raise
         finally:
             os.environ.pop(RUN_DIR, None)
             self._finish_run()
@@ -218,11 +221,6 @@ class CommandLine(LightningCLI):
             f"Resume with\n  eblvm fit --ckpt_path {display(self._last())}\n"
         )
 
-    def _what_is_kept(self) -> str:
-        if self.run_dir is None or not self._last().exists():
-            return ""
-        return f"\nThe last good checkpoint is {display(self._last())}."
-
     def _summary(self) -> str:
         """Where everything is, and what to type next."""
         lines = [f"run:      {display(self.run_dir)}"]
@@ -244,9 +242,8 @@ class CommandLine(LightningCLI):
         """Close what is open; a run that failed before its first checkpoint leaves no folder."""
         if not self.trainer.is_global_zero or self.run_dir is None:
             return
-        for logger in self.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.run.finish()
         failed = sys.exc_info()[0] is not None or self.trainer.global_step == 0
         if failed and not any(self.run_dir.rglob("*.ckpt")):
             shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -267,6 +264,11 @@ def mendable() -> Iterator[None]:
     except MENDABLE as error:
         where = "" if str(error) else f" {type(error).__name__}; EBLVM_TRACEBACK=1 shows where"
         raise UserError(f"{error}{where}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        hint = "Log in with `wandb login`, or set WANDB_MODE=offline, or leave out --wandb."
+        raise UserError(f"Weights & Biases says: {error} {hint}") from error
 
 
 def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
@@ -454,6 +456,7 @@ def quiet() -> None:
         "Be aware that when using `ckpt_path`",  # evaluation needs none of fit's callbacks
         "The dirpath has changed from",  # a new run from an old run's state has its own best
         "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        ".*could not find the monitored key",  # where steps end before the first validation
         "The number of training batches",
     ):
         warnings.filterwarnings("ignore", message)
