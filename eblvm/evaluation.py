@@ -324,6 +324,7 @@ class GridDensity(Evaluation):
         self.resolution = resolution
         self.num = num
         self.bins = bins
+        self._truth: tuple[Any, Tensor] | None = None
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         density = getattr(getattr(trainer, "datamodule", None), "density", None)
@@ -334,8 +335,11 @@ class GridDensity(Evaluation):
             )
         model: Any = require(learner, GridLogProb, "GridDensity")
         bounds = density.bounds
-        points = grid_points(bounds, self.resolution, dtype=torch.float64)
-        truth = torch.cat([density.log_prob(part) for part in points.split(20_000)])
+        if self._truth is None or self._truth[0] is not density:
+            points = grid_points(bounds, self.resolution, dtype=torch.float64)
+            log_prob = torch.cat([density.log_prob(part) for part in points.split(20_000)])
+            self._truth = density, log_prob
+        truth = self._truth[1]
         log_prob = model.log_prob_on_grid(bounds, self.resolution).cpu()
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         figures = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .energies import Energy
 from .objectives.contrastive import contrastive_divergence
 from .objectives.variational import gaussian_kl
-from .samplers import Kernel, noise_like
+from .samplers import Kernel, ParallelTempering, noise_like
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -116,10 +116,11 @@ class EnergyPrior(GaussianPrior):
     Arguments:
         latent_dim: D.
         tilt: The correction, `(B, D) -> (B,)`.
-        sampler: The short chain.
+        sampler: The short chain. Where it cannot follow the tilt, an encoder and the tilt run away
+            together; tempering helps.
     """
 
-    def __init__(self, latent_dim: int, tilt: Energy, sampler: Kernel) -> None:
+    def __init__(self, latent_dim: int, tilt: Energy, sampler: Kernel | ParallelTempering) -> None:
         super().__init__(latent_dim)
         self.tilt = tilt
         self.sampler = sampler
