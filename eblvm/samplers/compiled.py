@@ -120,8 +120,9 @@ class Unrolled:
         if not usable:
             return
         key = (_key(rule), _key(energy), x.shape, x.dtype, x.device)
-        label = f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}"
-        self.kind = _kinds.setdefault(key, _Kind(label))
+        if key not in _kinds:
+            _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
+        self.kind = _kinds[key]
         wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
         if x.device.type == "cuda":
             wanted = _mode[0] == "always"
@@ -129,7 +130,10 @@ class Unrolled:
             wanted = False
         self.ready = wanted and not self.kind.refused
         self.proven = self.ready and bool(self.kind.report)  # eager steps will be few
-        self.numbers = tuple(torch.as_tensor(n, dtype=x.dtype, device=x.device) for n in numbers)
+        if self.ready:
+            self.numbers = tuple(
+                torch.as_tensor(n, dtype=x.dtype, device=x.device) for n in numbers
+            )
 
     def finish(self) -> None:
         """Note the time that the chain took, for later chains of its kind."""

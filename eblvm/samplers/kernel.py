@@ -139,9 +139,9 @@ class Kernel(ABC):
                 return (x.clone(), *state[1:])
 
             def eager(state: State, noise: tuple[Tensor, ...], first: int = 0) -> State:
-                for i in range(len(noise[0])):
+                for i, drawn in enumerate(zip(*(e.unbind() for e in noise), strict=True)):
                     numbers = constant or self.coefficients(first + i, x)
-                    state = rule(potential, state, tuple(e[i] for e in noise), numbers)
+                    state = rule(potential, state, drawn, numbers)
                     if kept is not None and (first + i + 1) % every == 0:
                         kept[(first + i + 1) // every - 1] = state[0]
                 return state
@@ -157,7 +157,8 @@ class Kernel(ABC):
                         break
                     state, i = after, i + unrolled.length
                 if i < n:
-                    state = eager(state, tuple(e[i:] for e in noise), first + i)
+                    rest = noise if i == 0 else tuple(e[i:] for e in noise)
+                    state = eager(state, rest, first + i)
             if unrolled is not None:
                 unrolled.finish()
         return state
