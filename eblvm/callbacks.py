@@ -2,15 +2,17 @@
 
 import random
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
 from torch import nn
 
-__all__ = ["CompileNetworks", "Interrupt", "RandomState"]
+__all__ = ["CompileNetworks", "Interrupt", "Progress", "RandomState"]
 
 
 class RandomState(Callback):
@@ -67,6 +69,31 @@ class RandomState(Callback):
         self._restored = None
 
 
+class Progress(RichProgressBar):
+    """One bar with the loss and the monitored figure; in a log file, a line for each validation.
+
+    Arguments:
+        monitor: The figure beside the loss.
+    """
+
+    def __init__(self, monitor: str = "val/loss") -> None:
+        super().__init__()
+        self.monitor = monitor
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        names = dict.fromkeys(("train/loss", self.monitor))
+        figures = {n: trainer.logged_metrics[n] for n in names if n in trainer.logged_metrics}
+        shown = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        return shown | {name: f"{float(value):.4g}" for name, value in figures.items()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not sys.stdout.isatty() and trainer.is_global_zero:
+            found = {n: v for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
+            figures = "  ".join(f"{name} {float(value):.4g}" for name, value in found.items())
+            print(f"epoch {trainer.current_epoch}: {figures}", flush=True)
+
+
 class Interrupt(Callback):
     """Ctrl-C ends the run after the batch at hand, with its last checkpoint saved.
 
@@ -80,6 +107,9 @@ class Interrupt(Callback):
         self.path = path
         self.asked = False
         self._previous: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.path = trainer.strategy.broadcast(self.path)  # under torchrun each rank has its own
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.asked = True

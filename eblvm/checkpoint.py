@@ -1,5 +1,7 @@
 """Checkpoints: read without running code, refused with a reason, turned back into models."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises what it stumbles over: IndexError, KeyError …
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path} is no readable checkpoint (truncated, foreign or not a checkpoint): {reason}"
+            f"{path} is no readable checkpoint: {diagnosis(path, error)}. Another checkpoint of "
+            "the run, or a fresh copy of this one, may do."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is no Lightning checkpoint: it has no state_dict.")
     return checkpoint
+
+
+def diagnosis(path: Path, error: Exception) -> str:
+    """What is wrong with a file that cannot be read as a checkpoint."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if isinstance(error, OSError):
+        return str(error)
+    if not start:
+        return "the file is empty"
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        return "the file is truncated"
+    if start == b"PK" and isinstance(error, pickle.UnpicklingError):
+        return "it holds objects of Python, which are not loaded because they can run code"
+    return "it was not written by eblvm or Lightning"
 
 
 def check_weights(model: LightningModule, weights: dict[str, Any], path: str | Path) -> None:

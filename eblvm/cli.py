@@ -159,5 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"eblvm: error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("eblvm: interrupted.\n")
+        sys.exit(130)
     except BrokenPipeError:  # `eblvm recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

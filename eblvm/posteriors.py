@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .likelihoods import Likelihood
 from .priors import Prior
-from .samplers import Langevin, noise_like
+from .samplers import Kernel, noise_like
 
 __all__ = ["AmortizedPosterior", "Inference", "LangevinPosterior", "Posterior"]
 
@@ -103,7 +103,7 @@ class LangevinPosterior(Posterior):
         num_chains: Chains per row from which `proposal` estimates mean and variance.
     """
 
-    def __init__(self, sampler: Langevin, num_chains: int = 16) -> None:
+    def __init__(self, sampler: Kernel, num_chains: int = 16) -> None:
         super().__init__()
         self.sampler = sampler
         self.num_chains = num_chains

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .energies import Energy
 from .objectives.contrastive import contrastive_divergence
 from .objectives.variational import gaussian_kl
-from .samplers import Langevin, noise_like
+from .samplers import Kernel, noise_like
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -119,7 +119,7 @@ class EnergyPrior(GaussianPrior):
         sampler: The short chain.
     """
 
-    def __init__(self, latent_dim: int, tilt: Energy, sampler: Langevin) -> None:
+    def __init__(self, latent_dim: int, tilt: Energy, sampler: Kernel) -> None:
         super().__init__(latent_dim)
         self.tilt = tilt
         self.sampler = sampler

@@ -1,30 +1,53 @@
 """Behind the command line: recipes to objects, one folder per run, checkpoints to models."""
 
+import csv
 import json
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from eblvm.callbacks import CompileNetworks, Interrupt, RandomState
+from eblvm.callbacks import CompileNetworks, Interrupt, Progress, RandomState
 from eblvm.checkpoint import check_weights, load, read_checkpoint
 from eblvm.cli import UserError, recipe_root, resolve_recipe
+from eblvm.complaint import retell
 from eblvm.models.learner import NonFiniteError
 
 RUN_DIR = "EBLVM_RUN_DIR"
 
+MENDABLE = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    MisconfigurationException,
+)
+"""What settings, files or the machine can cause, while parts are built and used."""
+
 __all__ = ["CommandLine", "build", "draw", "run"]
+
+# Lightning 2.6 calls jsonargparse by names that are going away; no user can act on that.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 # Overrides reach every `${…}` of a recipe only with this pair.
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -43,10 +66,12 @@ class CommandLine(LightningCLI):
 
     Arguments:
         recipe: The name under which runs are filed.
+        continued: The run folder to go on in; a new one if None.
     """
 
-    def __init__(self, recipe: str, **settings: Any) -> None:
+    def __init__(self, recipe: str, continued: Path | None = None, **settings: Any) -> None:
         self.recipe = recipe
+        self.continued = continued
         self.run_dir: Path | None = None
         super().__init__(
             LightningModule,
@@ -80,7 +105,9 @@ class CommandLine(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise UserError(condense(str(error))) from error
+            subcommand = sys.argv[1] if args is None and len(sys.argv) > 1 else None
+            known = options_of(parser, subcommand)
+            raise UserError(retell(str(error), known)) from error
 
     def _parse_ckpt_path(self) -> None:
         """The configuration comes from the recipe or the run folder, never from the checkpoint."""
@@ -88,17 +115,25 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config[self.subcommand] if self.subcommand else self.config
         if self.subcommand != "fit":
+            self.save_config_callback = None  # config.yaml stays the one that made the run
             kwargs.setdefault("logger", False)
             kwargs["default_root_dir"] = str(evaluation_dir(options, self.recipe))
             return super().instantiate_trainer(**kwargs)
-        # Ranks that Lightning launches inherit the folder; the first rank's is the one that counts.
-        self.run_dir = Path(os.environ.get(RUN_DIR) or next_run_dir(options.runs, self.recipe))
+        # Ranks that Lightning launches inherit the folder. Under torchrun each names its own, but
+        # only the first rank writes, and callbacks ask it where.
+        launched = int(os.environ.get("LOCAL_RANK", 0)) > 0
+        inherited = os.environ.get(RUN_DIR) if launched else None
+        self.run_dir = Path(inherited or self.continued or next_run_dir(options.runs, self.recipe))
         os.environ[RUN_DIR] = str(self.run_dir)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = loggers(self.run_dir, self.recipe, options.wandb)
+            if self.continued:
+                keep_rows(kwargs["logger"][1], self.run_dir / "metrics.csv", options.ckpt_path)
         kwargs["default_root_dir"] = str(self.run_dir)
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        bars = (RichProgressBar, TQDMProgressBar)
+        callbacks[:] = [Progress(options.monitor) if type(c) in bars else c for c in callbacks]
         folder = self.run_dir / "checkpoints"
         callbacks += [RandomState(), Interrupt(str(folder / "last.ckpt"))]
         if options.ema:
@@ -116,32 +151,37 @@ class CommandLine(LightningCLI):
             torch.set_num_threads(threads)
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-            raise UserError(str(error)) from error
+        except MENDABLE as error:
+            raise UserError(retell(str(error))) from error
 
     def fit(self, **arguments: Any) -> None:
         """`Trainer.fit`, after a look at the parts and the checkpoint; errors say what to do."""
-        check(self.model, self.datamodule)
-        self._check_weights(arguments.get("ckpt_path"))
         try:
-            self.trainer.fit(**arguments)
+            check(self.model, self.datamodule)
+            self._check_weights(arguments.get("ckpt_path"))
+            if self.trainer.is_global_zero:
+                make_folder(Path(str(self.run_dir)), "--runs")
+            with mendable():
+                self.trainer.fit(**arguments)
         except SystemExit:  # Lightning's answer to Ctrl-C
             if self.trainer.is_global_zero:
                 sys.stderr.write(self._how_to_resume())
+            sys.exit(130)
+        except UserError as error:
+            if isinstance(error.__cause__, NonFiniteError) and self._last().exists():
+                kept = f"The last good checkpoint is {display(self._last())}."
+                raise UserError(f"{error}\n{kept}") from error
             raise
-        except NonFiniteError as error:
-            raise UserError(str(error)) from error
         finally:
-            self._remove_empty_run()
+            os.environ.pop(RUN_DIR, None)
+            self._finish_run()
         if self.trainer.is_global_zero:
-            print(f"run: {display(self.run_dir)}")
+            print(self._summary())
 
-    def _evaluate(self, name: str, arguments: dict[str, Any]) -> None:
+    def _evaluate(self, name: str, arguments: dict[str, Any]) -> Any:
         self._check_weights(arguments.get("ckpt_path"))
-        try:
-            getattr(self.trainer, name)(**arguments)
-        except (OSError, NonFiniteError) as error:
-            raise UserError(str(error)) from error
+        with mendable():
+            return getattr(self.trainer, name)(**arguments)
 
     def validate(self, **arguments: Any) -> None:
         """`Trainer.validate`."""
@@ -158,11 +198,11 @@ class CommandLine(LightningCLI):
 
     def predict(self, **arguments: Any) -> None:
         """`Trainer.predict`; the predictions go to `predictions.pt` in the run folder."""
-        self._check_weights(arguments.get("ckpt_path"))
-        predictions: Any = self.trainer.predict(**arguments) or []
-        path = Path(self.trainer.default_root_dir) / "predictions.pt"
-        torch.save(torch.cat(predictions), path)
-        print(f"predictions: {display(path)}")
+        predictions = interleave(torch.cat(self._evaluate("predict", arguments)))
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir) / "predictions.pt"
+            torch.save(predictions, path)
+            print(f"predictions: {display(path)}")
 
     def _check_weights(self, path: str | None) -> None:
         """Refuse a checkpoint that is not one, or another model's, before anything is written."""
@@ -170,20 +210,82 @@ class CommandLine(LightningCLI):
             return
         check_weights(self.model, read_checkpoint(path)["state_dict"], path)
 
+    def _last(self) -> Path:
+        return Path(str(self.run_dir)) / "checkpoints" / "last.ckpt"
+
     def _how_to_resume(self) -> str:
-        last = Path(str(self.run_dir)) / "checkpoints" / "last.ckpt"
-        if not last.exists():
+        if not self._last().exists():
             return "\neblvm: interrupted before the first step; nothing is kept.\n"
         return (
             f"\neblvm: interrupted at step {self.trainer.global_step}; the state is kept. "
-            f"Resume with\n  eblvm fit --ckpt_path {display(last)}\n"
+            f"Resume with\n  eblvm fit --ckpt_path {display(self._last())}\n"
         )
 
-    def _remove_empty_run(self) -> None:
-        """No step, no folder."""
-        empty = self.trainer.global_step == 0 and self.trainer.is_global_zero
-        if empty and self.run_dir is not None and not any(self.run_dir.rglob("*.ckpt")):
+    def _summary(self) -> str:
+        """Where everything is, and what to type next."""
+        lines = [f"run:      {display(self.run_dir)}"]
+        monitored = [c for c in checkpoint_callbacks(self.trainer) if c.monitor]
+        best = Path(monitored[0].best_model_path) if monitored else self._last()
+        if monitored and best.is_file():
+            score: Any = monitored[0].best_model_score
+            lines.append(f"best:     {display(best)} ({monitored[0].monitor} {float(score):.4g})")
+        if (pictures := Path(str(self.run_dir)) / "pictures").is_dir():
+            lines.append(f"pictures: {display(pictures)}")
+        ckpt = best if best.is_file() else self._last()
+        if ckpt.is_file():
+            lines.append(f"next:     eblvm test --ckpt_path {display(ckpt)}")
+            if hasattr(self.model, "sample"):
+                lines.append(f"          eblvm sample --ckpt {display(ckpt)} --out samples.png")
+        return "\n".join(lines)
+
+    def _finish_run(self) -> None:
+        """Close what is open; a run that failed before its first checkpoint leaves no folder."""
+        if not self.trainer.is_global_zero or self.run_dir is None:
+            return
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.run.finish()
+        failed = sys.exc_info()[0] is not None or self.trainer.global_step == 0
+        if failed and not any(self.run_dir.rglob("*.ckpt")):
             shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Errors that settings, files or the machine cause become `UserError`s.
+
+    `EBLVM_TRACEBACK=1` shows where they come from.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{error} Lower --data.batch_size or the number of samples.") from error
+    except NonFiniteError as error:
+        raise UserError(str(error)) from error
+    except MENDABLE as error:
+        where = "" if str(error) else f" {type(error).__name__}; EBLVM_TRACEBACK=1 shows where"
+        raise UserError(f"{error}{where}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        hint = "Log in with `wandb login`, or set WANDB_MODE=offline, or leave out --wandb."
+        raise UserError(f"Weights & Biases says: {error} {hint}") from error
+
+
+def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
+    """The trainer's checkpoint callbacks of Lightning's own class."""
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+
+
+def interleave(share: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks in the order of the data set, of which rank r has places r, r + R, …"""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return share
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, share.cpu())
+    rows = share.cpu().new_empty((sum(map(len, shares)), *share.shape[1:]))
+    for rank, part in enumerate(shares):
+        rows[rank :: len(shares)] = part
+    return rows
 
 
 def loggers(run_dir: Path, recipe: str, wandb: bool) -> list[Logger]:
@@ -203,6 +305,22 @@ def loggers(run_dir: Path, recipe: str, wandb: bool) -> list[Logger]:
     return found
 
 
+def keep_rows(logger: CSVLogger, path: Path, ckpt: str) -> None:
+    """Keep what `metrics.csv` says of the steps before a checkpoint; the logger would clear it."""
+    if not path.is_file():
+        return
+    step = read_checkpoint(ckpt)["global_step"]
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    writer = logger.experiment
+    if isinstance(writer, ExperimentWriter) and rows:
+        writer.metrics_keys = list(rows[0])
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, writer.metrics_keys)
+            table.writeheader()
+            table.writerows(rows)
+
+
 def checkpoints(folder: Path, monitor: str, mode: str) -> list[ModelCheckpoint]:
     """`best.ckpt` by the monitored metric, and `last.ckpt` after each epoch."""
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
@@ -213,15 +331,8 @@ def checkpoints(folder: Path, monitor: str, mode: str) -> list[ModelCheckpoint]:
 
 
 def next_run_dir(runs: str, recipe: str) -> Path:
-    """The first free `runs/<recipe>/version_N`, not yet made.
-
-    Raises:
-        UserError: If nothing can be written there.
-    """
+    """The first free `runs/<recipe>/version_N`, not yet made."""
     folder = Path(runs).absolute() / recipe
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write to {existing}; choose another folder with --runs.")
     taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
     number = max((int(n) + 1 for n in taken if n.isdigit()), default=0)
     return folder / f"version_{number}"
@@ -238,13 +349,13 @@ def check(model: Any, data: LightningDataModule) -> None:
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
         batch = data.on_after_batch_transfer(batch, 0)
-    except (OSError, ValueError, RuntimeError) as error:
+    except MENDABLE as error:
         raise UserError(str(error)) from error
     x, label = (part[:2] for part in batch)
     try:
         with torch.random.fork_rng(), torch.no_grad():
             model.terms((x, label), model.generator())
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise UserError(
             f"the recipe's parts do not fit the data or each other. A batch has shape "
             f"{tuple(x.shape)}; the first failing part says: {error}"
@@ -262,11 +373,25 @@ def evaluation_dir(options: Any, recipe: str) -> Path:
     if path:
         parents = Path(path).absolute().parents
         folder = parents[1] if parents[0].name == "checkpoints" else parents[0]
+    make_folder(folder, "--runs")
+    return folder
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder, or say which option names another one.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "permission denied")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}.") from error
-    return folder
+        reason = str(error.strerror).lower()
+        raise UserError(
+            f"cannot write to {folder}: {reason}. Choose another folder with {option}."
+        ) from error
 
 
 def display(path: Path | None) -> str:
@@ -280,11 +405,14 @@ def draw(ckpt: str, num: int, out: str, seed: int, device: str | None) -> str:
 
     Images become a grid, 2-D points a scatter plot, tokens lines of text; `.pt` keeps the tensor.
     """
-    from eblvm.evaluation import save_samples
+    from eblvm.pictures import save_samples
 
     model: Any = load(ckpt, device)
     samples = model.sample(num, torch.Generator(model.device).manual_seed(seed))
-    save_samples(samples.cpu(), Path(out))
+    try:
+        save_samples(samples.cpu(), Path(out))
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
     return f"{num} samples of {ckpt}: {out}"
 
 
@@ -306,17 +434,14 @@ def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataM
     return command_line.model, command_line.datamodule
 
 
-def condense(message: str) -> str:
-    """A parser's message without the lines that repeat the whole configuration."""
-    noise = (
-        "Given value",
-        "Subtypes:",
-        "Errors:",
-        "Does not validate",
-        "- Expected a <class 'None",
-    )
-    lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
-    return "\n".join(line for line in lines if line.strip())
+def options_of(parser: LightningArgumentParser, subcommand: str | None) -> list[str]:
+    """The names of all options, for near names."""
+    for action in parser._actions:
+        if subcommand and isinstance(action.choices, dict) and subcommand in action.choices:
+            parser = action.choices[subcommand]
+            break
+    flags = [flag.removeprefix("--") for a in parser._actions for flag in a.option_strings]
+    return [flag for flag in flags if not flag.endswith((".help", "+"))]
 
 
 def quiet() -> None:
@@ -328,6 +453,10 @@ def quiet() -> None:
         "Experiment logs directory",  # TensorBoard's events lie in the same folder, on purpose
         ".*isinstance\\(treespec, LeafSpec",
         ".*does not have many workers",
+        "Be aware that when using `ckpt_path`",  # evaluation needs none of fit's callbacks
+        "The dirpath has changed from",  # a new run from an old run's state has its own best
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        ".*could not find the monitored key",  # where steps end before the first validation
         "The number of training batches",
     ):
         warnings.filterwarnings("ignore", message)
@@ -340,16 +469,17 @@ def run(arguments: Sequence[str]) -> None:
         UserError: On what the user can mend.
     """
     quiet()
-    arguments, recipe = resolve_arguments(arguments)
+    arguments, recipe, run_dir = resolve_arguments(arguments)
     sys.argv = [sys.argv[0], *arguments]  # Lightning launches other ranks with these
-    CommandLine(recipe, run=True)
+    CommandLine(recipe, run_dir, run=True)
 
 
-def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
+def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str, Path | None]:
     """Recipe names become files; a checkpoint without a recipe brings its run's own.
 
     Returns:
-        The arguments, and the name under which the run is filed.
+        The arguments, the name under which the run is filed, and the folder of the run that goes
+        on; None for a new run.
     """
     resolved: list[str] = []
     recipe = ckpt = None
@@ -372,8 +502,8 @@ def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
         if not path.is_file():
             raise UserError(f"no config.yaml beside {ckpt}; add --config RECIPE.")
         resolved.insert(1, f"--config={path}")
-        recipe = run_recipe(path.parent)
-    return resolved, recipe or "custom"
+        return resolved, run_recipe(path.parent), path.parent
+    return resolved, recipe or "custom", None
 
 
 def recipe_name(path: Path) -> str:

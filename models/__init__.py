@@ -1,5 +1,6 @@
 """What learns: network architectures and the Lightning modules that train them."""
 
+from .classifier import ImageClassifier
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM"]
+__all__ = ["LatentEBM", "ImageClassifier"]

@@ -5,18 +5,19 @@ loads its checkpoint by path.
 """
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from eblvm.metrics.classifier import ConvClassifier
 
+from .learner import Learner
+
 __all__ = ["ImageClassifier"]
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Learner):
     """Trains a `ConvClassifier` by cross-entropy, with Adam and a cosine schedule down to zero.
 
     All arguments are plain numbers, so that the checkpoint opens with `weights_only=True`.
@@ -37,12 +38,11 @@ class ImageClassifier(LightningModule):
         width: int = 16,
         learning_rate: float = 3e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(torch.optim.Adam, {"network": learning_rate})
         if not learning_rate > 0:
             raise ValueError(f"learning_rate is {learning_rate}; expected a positive number.")
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self.network = ConvClassifier(image_size, channels, num_classes, width)
-        self.learning_rate = learning_rate
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -50,9 +50,18 @@ class ImageClassifier(LightningModule):
         """Logits `(B, num_classes)` of images `(B, C, H, W)` in [−1, 1]."""
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def components(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def terms(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The cross-entropy of each image, with shape `(B,)`, in nats."""
         x, label = batch
-        loss = cross_entropy(self(x), label)
+        return {"cross_entropy": cross_entropy(self(x), label, reduction="none")}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        terms = self.terms(batch, self.generator(batch_idx))
+        self.require_finite(terms)
+        loss = terms["cross_entropy"].mean()
         self.log("train/loss", loss)
         return loss
 
@@ -69,7 +78,7 @@ class ImageClassifier(LightningModule):
         self.log("test/accuracy", self.test_accuracy, batch_size=len(x))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        optimizer = super().configure_optimizers()["optimizer"]
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=num_steps)
         return {

@@ -5,6 +5,8 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import GaussianLikelihood
+from eblvm.metrics.grid import Bounds, grid_points, push_forward
 
 from .learner import Learner
 
@@ -90,3 +92,35 @@ class LatentEBM(Learner):
     ) -> Tensor:
         """log p(x), estimated, with shape `(B,)`, in nats."""
         return self.latent.log_likelihood(x, num_samples, generator=generator)
+
+    @torch.no_grad()
+    def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
+        """log p(x) of points of the plane, by quadrature over latents.
+
+        With two latents the nodes are a 1000² grid over [−6, 6]², weighted by the prior's density;
+        with more they are 200,000 samples of the prior.
+
+        Arguments:
+            bounds: The box, `((x_low, x_high), (y_low, y_high))`.
+            resolution: Cells per axis.
+
+        Returns:
+            Nats at the centers of the cells, with shape `(resolution²,)`, in float64.
+
+        Raises:
+            TypeError: If the likelihood is not Gaussian.
+        """
+        likelihood = self.latent.likelihood
+        if not isinstance(likelihood, GaussianLikelihood):
+            raise TypeError(f"{type(likelihood).__name__} has no density of the plane to draw.")
+        prior = self.latent.prior
+        if prior.latent_dim == 2:
+            square = ((-6.0, 6.0), (-6.0, 6.0))
+            nodes = grid_points(square, 1000, device=self.device, dtype=prior.origin.dtype)
+            log_weights = -torch.cat([prior.energy(z) for z in nodes.split(50_000)]).double()
+        else:
+            nodes = prior.sample(200_000, self.generator(0, 5))
+            log_weights = nodes.new_zeros(len(nodes), dtype=torch.float64)
+        means = torch.cat([likelihood.mean(z) for z in nodes.split(50_000)])
+        weights = log_weights.log_softmax(0)
+        return push_forward(means, weights, likelihood.scale, bounds, resolution)

@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
+
+from eblvm.data.loader import seeded_generator
 
 from .optim import clip_per_group, parameter_groups
 
@@ -90,9 +91,8 @@ class Learner(LightningModule):
         stage = STAGES.get(trainer.state.stage or "train", 0) if trainer else 0
         epoch = self.current_epoch if trainer and stage == 0 else 0
         rank = self.global_rank if trainer else 0
-        key = np.random.SeedSequence([seed, rank, stage, epoch, batch_idx, offset])
-        generator = torch.Generator(device=self.device)
-        return generator.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        numbers = (seed, rank, stage, epoch, batch_idx, offset)
+        return seeded_generator(*numbers, device=self.device)
 
     def require_finite(self, terms: Mapping[str, Tensor]) -> None:
         """Stop, naming the term, if one is not finite: nothing is masked.
@@ -110,6 +110,19 @@ class Learner(LightningModule):
                 raise NonFiniteError(
                     f"the loss term {name!r} is {float(term.detach().mean())} at step {step} "
                     f"(epoch {self.current_epoch}). Lower this component's learning rate or the "
-                    "sampler's step_size, or set --trainer.gradient_clip_val; the last good "
-                    "checkpoint is kept."
+                    "sampler's step_size, or set --trainer.gradient_clip_val."
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint: weights that are not finite do not replace it.
+
+        Raises:
+            NonFiniteError: With the parameter and the step.
+        """
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(
+                    f"the parameter {name!r} is not finite after step {self.global_step} (epoch "
+                    f"{self.current_epoch}). Lower this component's learning rate or the "
+                    "sampler's step_size, or set --trainer.gradient_clip_val."
                 )

@@ -1,14 +1,21 @@
 """Fréchet distance: closed forms, singular covariances, independence of order and of ranks."""
 
-import os
+import socket
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import multiprocessing
+from torch import distributed, multiprocessing, nn
 
-from eblvm.metrics import FrechetDistance, PixelFeatures, frechet_distance
+from eblvm.metrics import (
+    ClassifierFeatures,
+    FrechetDistance,
+    PixelFeatures,
+    PrecisionRecall,
+    frechet_distance,
+)
 
 
 def random_covariance(dim, rank, like):
@@ -24,7 +31,8 @@ def test_distance_between_diagonal_gaussians_is_the_closed_form(like):
     torch.testing.assert_close(distance, expected.double(), rtol=1e-6, atol=1e-6)
 
 
-def test_distance_agrees_with_the_matrix_root_of_scipy(like):
+def test_distance_agrees_with_the_matrix_root_of_scipy():
+    like = {"dtype": torch.float64}
     mean1, mean2 = torch.randn(2, 8, **like)
     cov1, cov2 = random_covariance(8, 20, like), random_covariance(8, 20, like)
     root = scipy.linalg.sqrtm((cov1.double() @ cov2.double()).cpu().numpy())
@@ -94,6 +102,20 @@ def test_reset_keeps_the_real_images_if_asked():
             torch.testing.assert_close(metric.compute(), before)
 
 
+def test_a_trainers_precision_changes_no_figure():
+    images = torch.rand(2, 60, 1, 8, 8) * 2 - 1
+    figures = []
+    for convert in (lambda m: m, lambda m: m.to(torch.bfloat16), nn.Module.half, nn.Module.double):
+        metric = FrechetDistance(ClassifierFeatures("digits"))
+        learner = nn.ModuleList([metric])
+        convert(learner)
+        metric.update(images[0], real=True)
+        metric.update(images[1], real=False)
+        convert(learner)
+        figures.append((metric.compute(), metric.protocol))
+    assert figures[1:] == figures[:-1]
+
+
 def test_protocol_is_plain_and_tells_what_the_figure_depends_on():
     metric = FrechetDistance(PixelFeatures((1, 2, 2)))
     with pytest.raises(RuntimeError, match="Call `compute\\(\\)` first"):
@@ -127,26 +149,33 @@ def test_errors_name_the_remedy():
         frechet_distance(mean, cov * float("nan"), mean, cov)
 
 
-def on_rank(rank, port, queue):
-    """Half of the images each, but rank 1 has seen no generated one for the neighbors."""
-    import torch.distributed as dist
+def two_rank_figures(rank, port):
+    """What a rank computes from half of the images; rank 1 has no sample for its neighbors."""
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    try:
+        real, fake = two_rank_images()
+        frechet = FrechetDistance(PixelFeatures((1, 2, 2)))
+        neighbors = PrecisionRecall(PixelFeatures((1, 2, 2)))
+        frechet.update(real[rank::2], real=True)
+        frechet.update(fake[:30] if rank else fake[30:], real=False)
+        neighbors.update(real[rank::2], real=True)
+        if rank == 0:
+            neighbors.update(fake, real=False)
+        figures = [frechet.compute(), *neighbors.compute().values()]
+        return [float(f) for f in figures], [frechet.protocol, neighbors.protocol]
+    finally:
+        distributed.destroy_process_group()
 
-    from eblvm.metrics import PrecisionRecall
 
+def on_rank_1(port, queue):
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    real, fake = two_rank_images()
-    frechet = FrechetDistance(PixelFeatures((1, 2, 2)))
-    neighbors = PrecisionRecall(PixelFeatures((1, 2, 2)))
-    frechet.update(real[rank::2], real=True)
-    frechet.update(fake[:30] if rank else fake[30:], real=False)
-    neighbors.update(real[rank::2], real=True)
-    if rank == 0:
-        neighbors.update(fake, real=False)
-    figures = [frechet.compute(), *neighbors.compute().values()]
-    queue.put((rank, [float(f) for f in figures], frechet.protocol, neighbors.protocol))
-    dist.destroy_process_group()
+    queue.put(two_rank_figures(1, port))
 
 
 def two_rank_images():
@@ -155,30 +184,22 @@ def two_rank_images():
 
 
 def test_two_ranks_equal_one():
-    import socket
-
-    from eblvm.metrics import PrecisionRecall
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    ranks = [context.Process(target=on_rank, args=(rank, port, queue)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    answers = [queue.get(timeout=120) for _ in ranks]
-    for process in ranks:
-        process.join()
+    process = context.Process(target=on_rank_1, args=(port, queue), daemon=True)
+    process.start()
+    answers = [two_rank_figures(0, port), queue.get(timeout=120)]
+    process.join(120)
 
     real, fake = two_rank_images()
-    frechet = FrechetDistance(PixelFeatures((1, 2, 2)))
-    neighbors = PrecisionRecall(PixelFeatures((1, 2, 2)))
-    for metric in (frechet, neighbors):
+    metrics = [metric(PixelFeatures((1, 2, 2))) for metric in (FrechetDistance, PrecisionRecall)]
+    for metric in metrics:
         metric.update(real, real=True)
         metric.update(fake, real=False)
-    expected = [float(f) for f in (frechet.compute(), *neighbors.compute().values())]
-    for _, figures, frechet_protocol, neighbors_protocol in answers:
+    expected = [float(f) for f in (metrics[0].compute(), *metrics[1].compute().values())]
+    for figures, protocols in answers:
         assert figures == pytest.approx(expected, rel=1e-12)
-        assert frechet_protocol == frechet.protocol
-        assert neighbors_protocol == neighbors.protocol
+        assert protocols == [metric.protocol for metric in metrics]

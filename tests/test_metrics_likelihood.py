@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
 
 from eblvm.metrics import (
@@ -74,6 +75,14 @@ def test_a_single_datum_has_no_standard_error():
     metric.update(torch.tensor([-2.0]))
     assert float(metric.compute()["mean"]) == -2
     assert metric.compute()["standard_error"].isnan()
+
+
+def test_a_trainers_precision_does_not_reach_the_sums():
+    metric = MeanLogLikelihood()
+    metric.update(torch.tensor([-1000.5, -1000.0]))
+    nn.ModuleList([metric]).to(torch.bfloat16).half()
+    assert metric.compute()["mean"].dtype == torch.float64
+    assert float(metric.compute()["mean"]) == -1000.25
 
 
 def test_errors_name_the_remedy():

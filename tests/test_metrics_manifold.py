@@ -18,9 +18,8 @@ def test_neighbor_distance_on_a_line():
 
 
 def test_precision_and_recall_counted_by_hand():
-    # real balls at k = 1: [-1, 1], [0, 2], [8, 12]... of 0, 1, 10: radii 1, 1, 9
-    real = line(0, 1, 10)
-    fake = line(0.5, 2, 30)  # radii 1.5, 1.5, 28
+    real = line(0, 1, 10)  # balls [-1, 1], [0, 2], [1, 19]
+    fake = line(0.5, 2, 30)  # balls [-1, 2], [0.5, 3.5], [2, 58]
     precision, recall = precision_recall(real, fake, k=1)
     assert precision == pytest.approx(2 / 3)  # 0.5 and 2; 30 is in no ball, for 10 reaches to 19
     assert recall == pytest.approx(3 / 3)  # 0 and 1 are in [-1, 2], 10 is in [2, 58]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .loader import ResumableLoader, gather, seeded_generator
+from .loader import ResumableLoader, TensorRows, seeded_generator
 from .module import DataModule, Split
 from .sources import Pool, open_pool, pool_names, synthetic_images
 
@@ -149,7 +149,7 @@ class ImageDataModule(DataModule):
             if images.labels is None or images.labels.ndim != 1:
                 raise ValueError(
                     f"{self.dataset_name} does not list one label for each image, so `classes` "
-                    "cannot choose. Leave it out, or sort the images into folders and use ImageFolder."
+                    "cannot choose. Leave it out, or sort the files into folders for ImageFolder."
                 )
             rows = rows[np.isin(images.labels.numpy()[rows], self.classes)]
         if split == "train" and self.limit is not None:
@@ -298,8 +298,8 @@ def _crop(image: "Picture", side: int) -> "Picture":
     return image.crop((left, top, left + side, top + side))
 
 
-class TensorImages(Dataset):
-    """Images in memory; a batch is one indexing operation.
+class TensorImages(TensorRows):
+    """Images in memory.
 
     Arguments:
         images: Bytes with shape `(N, C, H, W)`.
@@ -308,7 +308,8 @@ class TensorImages(Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
-        self.images, self.labels, self.rows = images, labels, rows
+        super().__init__(images, labels, rows=rows)
+        self.labels = labels
 
     @classmethod
     def read(cls, decoded: "DecodedImages") -> "TensorImages":
@@ -321,16 +322,7 @@ class TensorImages(Dataset):
         return cls(torch.stack([x for x, _ in items]), torch.stack([label for _, label in items]))
 
     def pick(self, rows: np.ndarray) -> "TensorImages":
-        return TensorImages(self.images, self.labels, torch.from_numpy(rows))
-
-    def __len__(self) -> int:
-        return len(self.images if self.rows is None else self.rows)
-
-    def __getitems__(self, index: list[int]) -> tuple[Tensor, ...]:
-        rows = torch.as_tensor(index)
-        if self.rows is not None:
-            rows = self.rows[rows]
-        return gather(rows, self.images, self.labels)
+        return TensorImages(self.columns[0], self.labels, torch.from_numpy(rows))
 
 
 class DecodedImages(Dataset):

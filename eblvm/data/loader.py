@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-__all__ = ["ResumableLoader", "ResumableSampler", "seeded_generator"]
+__all__ = ["ResumableLoader", "ResumableSampler", "TensorRows", "seeded_generator"]
 
 
 def seeded_generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -33,7 +33,8 @@ def seeded_generator(*numbers: int, device: torch.device | str = "cpu") -> torch
     """
     if min(numbers, default=0) < 0:
         raise ValueError(f"seeds are {numbers}; expected integers of 0 or more.")
-    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    words = (len(numbers), *numbers)  # numpy pads with zeros: the length tells (1,) from (1, 0)
+    (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 
@@ -91,8 +92,8 @@ class ResumableLoader(DataLoader):
     """A `DataLoader` whose place in the data is part of the checkpoint.
 
     A data set with `__getitems__(indices) -> batch` returns a whole batch in one indexing
-    operation; others are collated item by item. An iteration that runs to its end moves on to the
-    next epoch, so plain loops see a new order each time; under Lightning the trainer sets the epoch.
+    operation; others are collated item by item. An iteration that runs to its end moves on to
+    the next epoch, so plain loops see a new order each time; Lightning sets the epoch itself.
 
     Arguments:
         dataset: The data.
@@ -109,6 +110,7 @@ class ResumableLoader(DataLoader):
     def __init__(
         self,
         dataset: Dataset,
+        *,
         batch_size: int | None = 1,
         finish: Callable[[Any, int, int], Any] | None = None,
         **kwargs: Any,
@@ -186,7 +188,21 @@ class ResumableLoader(DataLoader):
         return state["position"]
 
 
-def gather(index: Tensor | list[int], *columns: Tensor) -> tuple[Tensor, ...]:
-    """Rows `index` of each column, one indexing operation a column."""
-    rows = torch.as_tensor(index)
-    return tuple(column.index_select(0, rows) for column in columns)
+class TensorRows(Dataset):
+    """Rows of tensors in memory; a batch is one indexing operation a column.
+
+    Arguments:
+        columns: Tensors of one length, e.g. x and label.
+        rows: int64 indices: which rows belong to the set, and in which order. None takes all.
+    """
+
+    def __init__(self, *columns: Tensor, rows: Tensor | None = None) -> None:
+        self.columns, self.rows = columns, rows
+
+    def __len__(self) -> int:
+        return len(self.columns[0] if self.rows is None else self.rows)
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, ...]:
+        rows = torch.as_tensor(index)
+        rows = rows if self.rows is None else self.rows[rows]
+        return tuple(column.index_select(0, rows) for column in self.columns)

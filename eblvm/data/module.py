@@ -92,7 +92,7 @@ class DataModule(LightningDataModule, ABC):
         num_workers = 0 if in_memory else self.num_workers
         return ResumableLoader(
             data,
-            self.batch_size,
+            batch_size=self.batch_size,
             finish=None if self.trainer is not None else self._finisher(split),
             sampler=sampler,
             drop_last=train,
@@ -108,7 +108,7 @@ class DataModule(LightningDataModule, ABC):
         return iter(loader)
 
     def train_dataloader(self) -> ResumableLoader:
-        self._end_restart_between_epochs()
+        self._place_restart()
         return self.loader("train")
 
     def val_dataloader(self) -> ResumableLoader:
@@ -150,21 +150,27 @@ class DataModule(LightningDataModule, ABC):
     def _finisher(self, split: Split) -> "_Finish":
         return _Finish(self, split)
 
-    def _end_restart_between_epochs(self) -> None:
-        """Let a run that `max_steps` limits resume from an epoch's end as `max_epochs` runs do.
+    def _place_restart(self) -> None:
+        """Tell Lightning (2.6) whether the checkpoint it resumes from lies within an epoch.
 
-        Under `max_steps` Lightning (2.6) takes every restart to be in the middle of an epoch. From
-        a checkpoint of `on_train_epoch_end` it then counts the finished epoch twice and cuts the
-        next one short. The progress counters say that the epoch was over, so we say so too.
+        It misjudges two cases, and then skips or repeats batches. Where `max_steps` is set it takes
+        every restart to be within an epoch, also from `on_train_epoch_end`. And an epoch that
+        `max_steps` cut short counts as finished. The progress counters tell both.
         """
-        if self.trainer is None:
+        if self.trainer is None or not self.trainer.fit_loop.is_resuming:
             return
         loop = self.trainer.fit_loop
-        current: Any = loop.epoch_progress.current
-        if loop.restarting and current.ready == current.started == current.processed > 0:
-            for part in (loop, loop.epoch_loop, *vars(loop.epoch_loop).values()):
-                if hasattr(part, "_restarting"):
-                    part._restarting = False
+        epochs: Any = loop.epoch_progress
+        if not epochs.current.ready == epochs.current.started == epochs.current.processed > 0:
+            return
+        within = not loop.epoch_loop.batch_progress.is_last_batch
+        if within:
+            for count in (epochs.total, epochs.current):
+                count.processed -= 1
+                count.completed = min(count.completed, count.processed)
+        for part in (loop, loop.epoch_loop, *vars(loop.epoch_loop).values()):
+            if hasattr(part, "_restarting"):
+                part._restarting = within
 
 
 class _Finish:

@@ -143,7 +143,7 @@ def _folders(dataset: str, root: Path) -> list[Path]:
 
 
 def _may_write(root: Path) -> bool:
-    """Whether files may be put there. A folder without write permission is left alone, also by root."""
+    """Whether files may be put there; a folder without write permission is left alone, always."""
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     return os.access(existing, os.W_OK) and bool(existing.stat().st_mode & 0o222)
 
@@ -262,10 +262,17 @@ def _torchvision_pool(
     for folder in folders:
         try:
             return _as_pool(make(str(folder), **chosen))
-        except (
-            RuntimeError,
-            OSError,
-        ) as error:  # torchvision's word for "not here" is RuntimeError
+        except ImportError as error:
+            raise RuntimeError(
+                f"{dataset} needs a package that is not installed ({error}). Install it, e.g. with "
+                f"`pip install {error.name}`."
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"torchvision's {dataset} cannot be opened with {chosen} ({error}). If it comes in "
+                "several variants, name one with `variant`."
+            ) from error
+        except (RuntimeError, OSError) as error:  # RuntimeError is how torchvision says "not here"
             why = f" torchvision says: {str(error).rstrip('.')}."
     if download and not _may_write(root):
         why += f" Nothing was downloaded, since {root} is read-only."

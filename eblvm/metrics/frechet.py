@@ -12,13 +12,15 @@ References:
     (Heusel et al., 2017).
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from .features import FeatureExtractor
+from .precision import device_only
 
 __all__ = ["FrechetDistance", "frechet_distance"]
 
@@ -145,6 +147,11 @@ class FrechetDistance(Metric):
         super().reset()
         for name, value in kept.items():
             setattr(self, name, value)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
+        return super()._apply(device_only(fn), exclude_state)
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Bounds", "LogNormalizer", "grid_points", "histogram_kl", "kl_on_grid", "log_normalizer"]
+__all__ = [
+    "Bounds",
+    "LogNormalizer",
+    "grid_points",
+    "histogram_kl",
+    "kl_of_masses",
+    "kl_on_grid",
+    "log_normalizer",
+    "push_forward",
+]
 
 Bounds = Sequence[tuple[float, float]]
 """Lowest and highest value of either axis: `((x_low, x_high), (y_low, y_high))`."""
@@ -252,3 +261,68 @@ def _log_mass(
         )
     (x_low, x_high), (y_low, y_high) = bounds
     return log_values + math.log((x_high - x_low) * (y_high - y_low) / resolution**2)
+
+
+def push_forward(
+    points: Tensor, log_weights: Tensor, scale: float, bounds: Bounds, resolution: int
+) -> Tensor:
+    r"""Log density of a weighted mixture of narrow Gaussians, on the cells of a grid.
+
+    .. math:: p(x) = \sum_i w_i N(x; m_i, \sigma^2 I)
+
+    A latent-variable model with Gaussian noise has this density, with m the decoded nodes of a
+    quadrature over latents, however many: the mass is first shared among the four nearest cells and
+    then blurred, so the cost is that of the points plus that of the grid. Sharing widens a Gaussian
+    by less than h²/4 in variance, h the width of a cell.
+
+    Arguments:
+        points: m, with shape `(M, 2)`.
+        log_weights: log w, with shape `(M,)`; their exponentials sum to 1.
+        scale: σ.
+        bounds: The box.
+        resolution: Cells per axis.
+
+    Returns:
+        The log density at the centers of the cells, as in `grid_points`, with shape
+        `(resolution²,)`, in float64; at least log 1e-300.
+
+    Raises:
+        ValueError: If a cell is wider than σ, which the grid could then not resolve.
+    """
+    (x_low, x_high), (y_low, y_high) = bounds
+    low = points.new_tensor([x_low, y_low], dtype=torch.float64)
+    width = points.new_tensor([x_high - x_low, y_high - y_low], dtype=torch.float64) / resolution
+    if width.max() > scale:
+        raise ValueError(
+            f"cells of {float(width.max()):.3g} cannot show Gaussians of scale {scale:.3g}; raise "
+            f"resolution to {math.ceil(resolution * float(width.max()) / scale)} or more."
+        )
+    place = (points.double() - low) / width - 0.5  # 0 is the center of the first cell
+    corner = place.floor()
+    mass = torch.zeros(resolution, resolution, dtype=torch.float64, device=points.device)
+    for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        cell = corner + place.new_tensor(step)
+        share = (1 - (place - cell).abs()).prod(1) * log_weights.double().exp()
+        inside = ((cell >= 0) & (cell < resolution)).all(1)
+        mass.index_put_(tuple(cell[inside].long().T), share[inside], accumulate=True)
+    kernels = []
+    for h in width.tolist():
+        distance = torch.arange(resolution, dtype=torch.float64, device=points.device) * h
+        squared = (distance[:, None] - distance).square()
+        kernels.append(torch.exp(-squared / (2 * scale**2)) / math.sqrt(2 * math.pi * scale**2))
+    density = kernels[0] @ mass @ kernels[1].T
+    return density.clamp_min(1e-300).log().flatten()
+
+
+def kl_of_masses(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) of two densities given on the cells of one grid, in nats.
+
+    Arguments:
+        log_p: Log density of p on all cells, with shape `(N,)`; normalized here over the cells.
+        log_q: Log density of q likewise, in units of the same cells, *not* normalized: what of it
+            lies outside of the grid counts against it. Subtract log Z before.
+
+    Returns:
+        The divergence in float64, a scalar.
+    """
+    return _kl(log_p.double().log_softmax(0), log_q.double() - log_p.double().logsumexp(0))

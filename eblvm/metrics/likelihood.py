@@ -11,11 +11,14 @@ References:
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
+
+from .precision import device_only
 
 __all__ = [
     "MeanLogLikelihood",
@@ -51,7 +54,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         Sizes in [1, K], with shape `(B,)`.
     """
     _check_log_weights(log_weights)
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+    return log_weights.softmax(0).square().sum(0).reciprocal()
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float = 1.0) -> Tensor:
@@ -142,8 +145,14 @@ class MeanLogLikelihood(Metric):
         mean = self.total / num
         if num == 1:
             return {"mean": mean, "standard_error": torch.full_like(mean, math.nan)}
+        # rounding may take the variance of equal numbers below zero
         variance = (self.total_square - num * mean.square()).clamp_min(0) / (num - 1)
         return {"mean": mean, "standard_error": (variance / num).sqrt()}
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
+        return super()._apply(device_only(fn), exclude_state)
 
     @property
     def protocol(self) -> dict[str, Any]:

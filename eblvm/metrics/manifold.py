@@ -22,15 +22,16 @@ References:
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from .features import FeatureExtractor
+from .precision import device_only
 
 __all__ = [
     "DensityCoverage",
@@ -165,6 +166,11 @@ class _Neighbors(Metric):
         figures = self._figures(real, fake)
         self._last_nums = len(real), len(fake)
         return figures
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
+        return super()._apply(device_only(fn), exclude_state)
 
     @property
     def protocol(self) -> dict[str, Any]:

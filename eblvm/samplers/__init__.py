@@ -7,6 +7,7 @@ from .compiled import compilation, compilation_report
 from .frozen import frozen
 from .gibbs import Gibbs
 from .hmc import HMC
+from .kernel import Kernel
 from .langevin import Langevin
 from .mala import MALA
 from .noise import noise_like
@@ -20,6 +21,7 @@ __all__ = [
     "frozen",
     "Sampler",
     "Chain",
+    "Kernel",
     "Langevin",
     "MALA",
     "HMC",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from eblvm.energies import Energy
@@ -54,12 +55,14 @@ class MLPEnergy(Energy):
 
     References:
         Learning Latent Space Energy-Based Prior Model (Pang et al., 2020), appendix: two hidden
-        layers of 200 and GELU.
+        layers of 200 and GELU; its released code offers a tanh at the end.
 
     Arguments:
         in_dim: D.
         hidden_dims: Widths of the hidden layers.
         activation: Class of the activation, built without arguments.
+        bound: b, for an energy b tanh(net(x)/b) in (−b, b). As a tilt of a Gaussian it can then not
+            run away from its base, however far short chains lag behind; None leaves it unbounded.
     """
 
     def __init__(
@@ -67,9 +70,14 @@ class MLPEnergy(Energy):
         in_dim: int,
         hidden_dims: Sequence[int] = (200, 200),
         activation: Callable[[], nn.Module] = nn.GELU,
+        bound: float | None = None,
     ) -> None:
         super().__init__()
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound is {bound}; expected a positive number, or None.")
         self.net = MLP(in_dim, hidden_dims, 1, activation)
+        self.bound = bound
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).squeeze(1)
+        e = self.net(x).squeeze(1)
+        return e if self.bound is None else self.bound * torch.tanh(e / self.bound)

@@ -1,0 +1,347 @@
+"""Evaluation during and after training, as callbacks.
+
+A callback asks a learner only for what it can do: `sample`, `reconstruct`, `log_likelihood` or
+`log_prob_on_grid`. Figures are logged as `val/…` and `test/…`, equal on all ranks; pictures go to
+`pictures/` in the run folder and to loggers that take images. Samples are shared out among ranks,
+and the noise is the same at each validation, so that epochs can be compared.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from eblvm.metrics import (
+    DensityCoverage,
+    FeatureExtractor,
+    FrechetDistance,
+    MeanLogLikelihood,
+    PrecisionRecall,
+    grid_points,
+)
+from eblvm.metrics.grid import histogram_kl, kl_of_masses
+from eblvm.pictures import density_figure, image_grid, save_image, scatter_figure
+
+__all__ = [
+    "GridDensity",
+    "Likelihood",
+    "Reconstructions",
+    "SampleQuality",
+    "Samples",
+]
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """A learner that draws data."""
+
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+    ) -> Tensor:
+        """Draw `(num, *event)`."""
+
+    def generator(self, batch_idx: int = 0, offset: int = 0) -> torch.Generator:
+        """A seeded source of noise."""
+
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """A learner that infers latents and decodes them."""
+
+    def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The decoded latents of `x`, `(B, *event)`."""
+
+
+@runtime_checkable
+class LogLikelihood(Protocol):
+    """A learner that estimates log p(x)."""
+
+    def log_likelihood(
+        self, x: Tensor, num_samples: int = 100, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Nats, `(B,)`."""
+
+
+@runtime_checkable
+class GridLogProb(Protocol):
+    """A learner whose density of the plane can be computed on a grid."""
+
+    def log_prob_on_grid(self, bounds: Any, resolution: int) -> Tensor:
+        """Normalized log density at `grid_points(bounds, resolution)`, `(resolution²,)`."""
+
+
+def require(learner: object, ability: type, what: str) -> Any:
+    """The learner, or a `TypeError` that says which callback does not go with it."""
+    if not isinstance(learner, ability):
+        raise TypeError(
+            f"{what} needs a learner that has the methods of {ability.__name__}, and "
+            f"{type(learner).__name__} lacks one. Drop that callback from the recipe."
+        )
+    return learner
+
+
+def log(learner: LightningModule, stage: str, figures: dict[str, Tensor]) -> None:
+    """Log figures that are the same on all ranks."""
+    named = {f"{stage}/{name}": value.float().to(learner.device) for name, value in figures.items()}
+    learner.log_dict(named, sync_dist=True)
+
+
+def gather(learner: LightningModule, rows: Tensor) -> Tensor:
+    """The rows of all ranks, `(R * B, …)`."""
+    gathered: Any = learner.all_gather(rows)  # (R, B, …), or (B, …) on one device
+    return gathered.reshape(-1, *rows.shape[1:])
+
+
+def draw(learner: Sampling, trainer: Trainer, num: int, noise: bool = False) -> Tensor:
+    """This rank's share of at least `num` samples, in chunks; all shares are equally large."""
+    share = -(-num // trainer.world_size)
+    chunks = [min(500, share - start) for start in range(0, share, 500)]
+    draws = [learner.sample(n, learner.generator(i, 1), noise) for i, n in enumerate(chunks)]
+    return torch.cat(draws)
+
+
+def publish(trainer: Trainer, name: str, image: Any) -> Path | None:
+    """Write a picture, bytes `(C, H, W)` or a matplotlib figure; to the loggers, too."""
+    if not trainer.is_global_zero or trainer.sanity_checking:
+        return None
+    folder = Path(trainer.default_root_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = "test" if trainer.testing else f"epoch_{trainer.current_epoch:04d}"
+    path = folder / f"{name}_{stage}.png"
+    if isinstance(image, Tensor):
+        save_image(image, path)
+    else:
+        image.savefig(path, dpi=110)
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_image") and isinstance(image, Tensor):
+            experiment.add_image(name, image, trainer.global_step)
+        elif hasattr(experiment, "add_figure") and not isinstance(image, Tensor):
+            experiment.add_figure(name, image, trainer.global_step)
+        elif hasattr(logger, "log_image"):
+            logger.log_image(name, [str(path)], step=trainer.global_step)
+    return path
+
+
+class Evaluation(Callback):
+    """Looks at validation every `every_n_epochs` epochs, at the last one, and at tests.
+
+    Arguments:
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether this validation or test counts."""
+        if trainer.sanity_checking:
+            return False
+        epoch = trainer.current_epoch + 1
+        last = trainer.max_epochs is not None and epoch == trainer.max_epochs
+        return trainer.state.fn != "fit" or last or epoch % self.every_n_epochs == 0
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        """At the end of the evaluation loop."""
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        """At each batch of the evaluation loop."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.due(trainer):
+            self.see(trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.see(trainer, pl_module, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.due(trainer):
+            self.look(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look(trainer, pl_module, "test")
+
+
+class Samples(Evaluation):
+    """A picture of samples: a grid of images, or points.
+
+    Arguments:
+        num: How many.
+        every_n_epochs: Epochs between pictures.
+    """
+
+    def __init__(self, num: int = 64, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        sampling: Sampling = require(learner, Sampling, "Samples")
+        x = sampling.sample(self.num, sampling.generator(0, 2))
+        if x.dim() == 4:
+            publish(trainer, "samples", image_grid(x))
+        elif x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point():
+            publish(trainer, "samples", scatter_figure(x))
+
+
+class Reconstructions(Evaluation):
+    """A picture of data (odd rows) and their reconstructions (even rows), and the squared error.
+
+    Logs `reconstruction_error`, the mean squared error per number, over all of the split.
+
+    Arguments:
+        num: Pairs in the picture, in rows of eight.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, num: int = 32, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+        self._sum = torch.zeros(2, dtype=torch.float64)
+        self._pairs: tuple[Tensor, Tensor] | None = None
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        model: Any = require(learner, Reconstructing, "Reconstructions")
+        x = batch[0]
+        y = model.reconstruct(x, model.generator(index, 3))
+        error = (x - y).double().square()
+        self._sum += torch.stack([error.sum(), error.new_tensor(error.numel())]).cpu()
+        if self._pairs is None and x.dim() == 4:
+            self._pairs = x[: self.num], y[: self.num]
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        total, count = gather(learner, self._sum.to(learner.device)[None]).sum(0)
+        log(learner, stage, {"reconstruction_error": total / count})
+        if self._pairs is not None:
+            x, y = (part.cpu() for part in self._pairs)
+            rows = zip(x.split(8), y.split(8), strict=True)
+            publish(trainer, "reconstructions", image_grid(torch.cat([*sum(rows, ())]), 8))
+        self._sum.zero_()
+        self._pairs = None
+
+
+class SampleQuality(Evaluation):
+    """Samples against the evaluated split, in a feature space.
+
+    Logs `frechet` (the Fréchet distance), `precision`, `recall`, `density` and `coverage`.
+
+    Arguments:
+        features: The feature space.
+        num: Samples.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(
+        self, features: FeatureExtractor, num: int = 1000, every_n_epochs: int = 1
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+        self.frechet = FrechetDistance(features)
+        self.neighbors = [PrecisionRecall(features), DensityCoverage(features)]
+        self.protocol: dict[str, Any] = {}
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        for metric in (self.frechet, *self.neighbors):
+            metric.to(learner.device).update(batch[0], real=True)
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        samples = draw(require(learner, Sampling, "SampleQuality"), trainer, self.num)
+        for x in samples.clamp(-1, 1).split(500):
+            for metric in (self.frechet, *self.neighbors):
+                metric.update(x, real=False)
+        figures = {"frechet": self.frechet.compute()}
+        for metric in self.neighbors:
+            figures |= metric.compute()
+        self.protocol = self.frechet.protocol
+        log(learner, stage, figures)
+        for metric in (self.frechet, *self.neighbors):
+            metric.reset()
+
+
+class Likelihood(Evaluation):
+    """Importance-weighted log-likelihood in nats, with its standard error.
+
+    Logs `log_likelihood` and `log_likelihood_error`.
+
+    Arguments:
+        num_samples: Importance samples for each datum.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, num_samples: int = 100, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num_samples = num_samples
+        self.metric = MeanLogLikelihood(f"importance sampling, K={num_samples}")
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        model: Any = require(learner, LogLikelihood, "Likelihood")
+        log_prob = model.log_likelihood(batch[0], self.num_samples, model.generator(index, 4))
+        self.metric.to(learner.device).update(log_prob)
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        figures = self.metric.compute()
+        names = {"mean": "log_likelihood", "standard_error": "log_likelihood_error"}
+        log(learner, stage, {names[name]: value for name, value in figures.items()})
+        self.metric.reset()
+
+
+class GridDensity(Evaluation):
+    """The model's density of the plane against the data's, which must be known.
+
+    Logs `kl`, KL(data‖model) by quadrature, and `sample_kl`, KL(data‖samples) of a histogram, whose
+    value for perfect samples is above zero; and draws both densities and samples.
+
+    Arguments:
+        resolution: Cells per axis of the grid.
+        num: Samples, drawn with the observation noise.
+        bins: Cells per axis of the histogram.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(
+        self, resolution: int = 400, num: int = 20_000, bins: int = 50, every_n_epochs: int = 1
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.resolution = resolution
+        self.num = num
+        self.bins = bins
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        density = getattr(getattr(trainer, "datamodule", None), "density", None)
+        if density is None:
+            raise TypeError(
+                "GridDensity needs the data's own density, and this data module has none. Use "
+                "eblvm.data.DensityDataModule, or drop the callback."
+            )
+        model: Any = require(learner, GridLogProb, "GridDensity")
+        bounds = density.bounds
+        points = grid_points(bounds, self.resolution, dtype=torch.float64)
+        truth = torch.cat([density.log_prob(part) for part in points.split(20_000)])
+        log_prob = model.log_prob_on_grid(bounds, self.resolution).cpu()
+        samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
+        figures = {
+            "kl": kl_of_masses(truth, log_prob),
+            "sample_kl": histogram_kl(samples, density.log_prob, bounds, self.bins),
+        }
+        log(learner, stage, figures)
+        maps = {"data": truth, "model": log_prob}
+        publish(trainer, "density", density_figure(maps, samples[:3000], bounds))

@@ -1,0 +1,310 @@
+"""What the command line promises: quick answers, one clear message, no half-written run."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from eblvm.cli import recipe_names
+
+HEAVY = ("torch", "torchvision", "pytorch_lightning", "jsonargparse", "matplotlib", "wandb")
+TAIL = f"sys.exit(any(module in sys.modules for module in {HEAVY}))"
+
+
+def child(*arguments, **settings):
+    """The installed command's entry point in a fresh process, and the CPU seconds it took."""
+    code = (
+        "import sys\nfrom eblvm.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        f"except SystemExit as stop:\n    assert not stop.code, stop.code\n{TAIL}"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, **settings)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done, seconds
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], [], ["recipes"], ["recipes", "show", "image/lebm_digits"]],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy_and_take_little(arguments):
+    done, seconds = child(*arguments)
+    assert done.returncode == 0, f"imports something of {HEAVY}: {done.stderr}"
+    assert done.stdout
+    assert seconds < 1.5
+
+
+def test_recipes_are_listed_with_method_data_and_paper(eblvm):
+    listed = eblvm("recipes").out
+    assert recipe_names()
+    for name in recipe_names():
+        (line,) = [line for line in listed.splitlines() if line.split()[:1] == [name]]
+        assert len(line.split()) > 4
+    shown = eblvm("recipes", "show", "image/lebm_digits").out
+    assert shown.startswith("# Method:") and "eblvm.priors.EnergyPrior" in shown
+
+
+def test_unknown_command_and_recipe_name_the_near_ones(eblvm):
+    wrong = eblvm("tarin")
+    assert wrong.status == 2 and "fit" in wrong.err
+    for command in (["fit", "--config", "image/lebm_digit"], ["recipes", "show", "lebm_digits"]):
+        wrong = eblvm(*command)
+        assert wrong.status == 2
+        assert "image/lebm_digits" in wrong.err
+    assert eblvm("recipes", "show", "zzz").err.rstrip().endswith("`eblvm recipes` lists them.")
+
+
+CLI_ERRORS = {
+    "no recipe": ([], "--config NAME"),
+    "trainer option": (["--trainer.acelerator=cpu"], "Did you mean trainer.accelerator"),
+    "data option": (["--data.batch_siz=4"], "Did you mean batch_size?"),
+    "nested option": (["--model.latent.prior.tilt.hidden_dim=[3]"], "Did you mean hidden_dims"),
+    "class": (["--model.latent.prior=GausianPrior"], "Did you mean GaussianPrior"),
+    "unknown class": (["--model=VAE"], "--model: there is no class 'VAE'"),
+    "type": (["--trainer.max_epochs=x"], "--trainer.max_epochs: expected int, got 'x'"),
+    "nested type": (["--data.image_size=big"], "--data.image_size: expected int, got 'big'"),
+    "missing rate": (["--model.learning_rates={prior: 1e-3}"], "no entry for ['likelihood']"),
+    "decoder's sizes": (["--model.latent.likelihood.decoder.out_dim=63"], "out_dim is 63"),
+    "data's size": (["--data.image_size=16"], "image_size"),
+    "tilt's size": (["--model.latent.prior.tilt.in_dim=5"], "do not fit"),
+    "batch too large": (["--data.batch_size=4000"], "lower batch_size"),
+    "no such device": (["--trainer.accelerator=tpu"], "torch_xla"),
+    "checkpoint": (["--ckpt_path=none.ckpt"], "no checkpoint none.ckpt"),
+    "monitor": (["--monitor=val/nothing"], "val/nothing"),
+    "no space for runs": (["--runs=/proc/here"], "--runs"),
+}
+
+
+@pytest.mark.parametrize("case", CLI_ERRORS)
+def test_error_is_one_message_status_2_and_no_run(case, eblvm, tiny):
+    arguments, words = CLI_ERRORS[case]
+    config = [] if case == "no recipe" else ["--config", tiny]
+    wrong = eblvm("fit", *config, *arguments)
+    assert wrong.status == 2
+    assert wrong.err.startswith("eblvm: error: ")
+    assert words in wrong.err
+    assert "Traceback" not in wrong.err
+    assert len(wrong.err) < 900
+    assert not [p for p in Path("runs").rglob("*") if p.is_file()]
+
+
+def test_a_file_in_the_place_of_the_runs_folder(eblvm, tiny):
+    Path("runs").write_text("not a folder")
+    wrong = eblvm("fit", "--config", tiny)
+    assert wrong.status == 2 and "cannot write to" in wrong.err and "--runs" in wrong.err
+    assert Path("runs").read_text() == "not a folder"
+
+
+def test_missing_and_truncated_data(eblvm, tiny):
+    data = ["--data.dataset=MNIST", "--data.root=data", "--data.image_size=8"]
+    raw = Path("data/MNIST/raw")
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (raw / name).write_bytes(b"\0\0\x08\x03\0\0\0\x09")
+    wrong = eblvm("fit", "--config", tiny, *data)
+    assert wrong.status == 2 and "train-images-idx3-ubyte" in wrong.err
+    folder = ["--data.dataset=ImageFolder", "--data.root=nowhere"]
+    wrong = eblvm("fit", "--config", tiny, *folder)
+    assert wrong.status == 2 and "nowhere" in wrong.err
+    assert not Path("runs").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_path):
+    """The checkpoint of a finished run."""
+    from eblvm.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    main(["fit", "--config", str(tiny_path), "--runs", str(folder / "runs")])
+    (ckpt,) = folder.glob("runs/tiny/version_0/checkpoints/last.ckpt")
+    return ckpt
+
+
+def bad_checkpoints(ckpt, folder):
+    """Name to file."""
+    whole = ckpt.read_bytes()
+    files = {"empty": b"", "text": b"hello, world", "truncated": whole[: len(whole) // 2]}
+    for name, content in files.items():
+        folder.joinpath(f"{name}.ckpt").write_bytes(content)
+    torch.save({"weights": torch.ones(3)}, folder / "foreign.ckpt")
+    torch.save({"state_dict": {"layer": torch.ones(3)}}, folder / "other_model.ckpt")
+    torch.save({"state_dict": Path("code")}, folder / "code.ckpt")
+    with zipfile.ZipFile(folder / "zip.ckpt", "w") as archive:
+        archive.writestr("a", "b")
+    return sorted(folder.glob("*.ckpt"))
+
+
+def test_bad_checkpoints_are_refused(eblvm, tiny, trained, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    files = bad_checkpoints(trained, folder)
+    assert len(files) == 7
+    for file in files:
+        wrong = eblvm("sample", "--ckpt", file)
+        assert wrong.status == 2 and str(file) in wrong.err, file.name
+        assert "Traceback" not in wrong.err and not Path("samples.png").exists()
+    other = folder / "other_model.ckpt"
+    for command, file in (("fit", files[-1]), ("test", files[0]), ("fit", other)):
+        wrong = eblvm(command, "--config", tiny, "--ckpt_path", file)
+        assert wrong.status == 2 and str(file) in wrong.err
+    assert not list(Path("runs").rglob("version_*"))
+
+
+def test_a_run_leaves_one_folder_and_says_what_is_next(eblvm, tiny):
+    done = eblvm("fit", "--config", tiny, "--trainer.enable_progress_bar=true")
+    assert done.status == 0
+    run = Path("runs/tiny/version_0")
+    assert os.listdir() == ["runs"] and os.listdir("runs/tiny") == ["version_0"]
+    for name in ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (run / name).is_file(), name
+    assert list(run.glob("events.out.tfevents.*")) and list(run.glob("pictures/samples_*.png"))
+    assert f"best:     {run}/checkpoints/best.ckpt (val/loss " in done.out
+    assert f"eblvm test --ckpt_path {run}/checkpoints/best.ckpt" in done.out
+    assert done.out.count("epoch 1: val/") == 1 and "v_num" not in done.out
+    assert "Warning" not in done.err and "Warning" not in done.out
+    config = (run / "config.yaml").read_text()
+
+    lines = [line for line in done.out.splitlines() if "eblvm " in line]
+    commands = [line.split("eblvm ")[1].split() for line in lines]
+    assert [command[0] for command in commands] == ["test", "sample"]
+    for command in commands:
+        assert eblvm(*command).status == 0
+    assert Path("samples.png").stat().st_size > 500
+    assert json.loads((run / "test.json").read_text())["test/loss"] > 0
+    assert eblvm("predict", "--ckpt_path", run / "checkpoints/last.ckpt").status == 0
+    assert torch.load(run / "predictions.pt").shape == (6, 4)  # a tenth of 60 images, 4 latents
+    assert (run / "config.yaml").read_text() == config
+    assert os.listdir("runs/tiny") == ["version_0"]
+
+
+def test_sample_writes_what_the_suffix_says(eblvm, trained):
+    assert eblvm("sample", "--ckpt", trained, "--num", 5, "--out", "x.pt").status == 0
+    x = torch.load("x.pt")
+    assert x.shape == (5, 1, 8, 8)
+    eblvm("sample", "--ckpt", trained, "--num", 5, "--out", "y.pt")
+    eblvm("sample", "--ckpt", trained, "--num", 5, "--out", "z.pt", "--seed", 1)
+    assert torch.equal(torch.load("y.pt"), x) and not torch.equal(torch.load("z.pt"), x)
+    for out, words in (("x.txt", ".pt"), ("no/x.png", "--out"), ("x.nothing", "cannot be written")):
+        wrong = eblvm("sample", "--ckpt", trained, "--out", out)
+        assert wrong.status == 2 and words in wrong.err
+
+
+FLAGS = {
+    "ema": ["--ema=0.99"],
+    "bf16": ["--trainer.precision=bf16-mixed"],
+    "accumulation and clipping": [
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.gradient_clip_val=0.1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_change_the_weights_and_nothing_else(name, eblvm, tiny, trained):
+    done = eblvm("fit", "--config", tiny, *FLAGS[name])
+    assert done.status == 0 and "Warning" not in done.err
+    weights = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")["state_dict"]
+    plain = torch.load(trained)["state_dict"]
+    assert weights.keys() == plain.keys()
+    assert any(not torch.equal(weights[k], plain[k]) for k in plain)
+    assert all(w.dtype == torch.float32 for w in weights.values())
+
+
+def test_compiled_networks_learn_the_same(eblvm, tiny, trained, monkeypatch):
+    """Without a C++ compiler's minutes: the backend that traces and then runs eagerly."""
+    from eblvm.callbacks import CompileNetworks
+
+    compiled = []
+    monkeypatch.setattr("eblvm.training.CompileNetworks", lambda: CompileNetworks("aot_eager"))
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **k: (compiled.append(self), original(self, **k))
+    )
+    quiet = ["--model.latent.likelihood.decoder.activation=torch.nn.GELU"]
+    assert eblvm("fit", "--config", tiny, *quiet).status == 0
+    assert eblvm("fit", "--config", tiny, *quiet, "--compile=true").status == 0
+    assert len(compiled) == 2  # the decoder and the tilt's net
+    eager, traced = (
+        torch.load(f"runs/tiny/version_{i}/checkpoints/last.ckpt")["state_dict"] for i in (0, 1)
+    )
+    assert eager.keys() == traced.keys()
+    for name in eager:  # the order of float32 sums may differ
+        torch.testing.assert_close(eager[name], traced[name], rtol=1e-3, atol=1e-4)
+
+
+def test_wandb_offline_stays_in_the_run_folder(eblvm, tiny, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.filters", [])  # wandb's own imports warn
+        assert eblvm("fit", "--config", tiny, "--wandb=true", "--trainer.max_epochs=1").status == 0
+    assert list(Path("runs/tiny/version_0/wandb").glob("offline-run-*/run-*.wandb"))
+    assert os.listdir() == ["runs"]
+
+
+def test_loss_that_is_not_finite_in_the_first_epoch_leaves_nothing(eblvm, tiny):
+    wrong = eblvm("fit", "--config", tiny, "--model.learning_rates.prior=1e30")
+    assert wrong.status == 2
+    assert "loss term 'reconstruction' is nan at step 1 (epoch 0)" in wrong.err
+    assert "learning rate" in wrong.err and "kept" not in wrong.err
+    assert not list(Path("runs").rglob("version_*"))
+
+
+def test_loss_that_is_not_finite_later_keeps_the_last_good_checkpoint(eblvm, tiny):
+    assert eblvm("fit", "--config", tiny).status == 0
+    last = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+    good = last.read_bytes()
+    more = ["--trainer.max_epochs=4", "--model.latent.prior.sampler.step_size=1e18"]
+    wrong = eblvm("fit", "--ckpt_path", last, *more)
+    assert wrong.status == 2
+    assert "at step 12 (epoch 2)" in wrong.err
+    assert f"The last good checkpoint is {last}." in wrong.err
+    assert last.read_bytes() == good
+    assert eblvm("sample", "--ckpt", last).status == 0
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(eblvm, tiny):
+    """One batch an epoch: the loss is looked at before the step that ruins the weights."""
+    one = ["--data.num_synthetic=16", "--trainer.check_val_every_n_epoch=9"]
+    rate = ["--model.learning_rates.likelihood=1e38"]
+    wrong = eblvm("fit", "--config", tiny, *one, "--model.optimizer=torch.optim.SGD", *rate)
+    assert wrong.status == 2 and "parameter 'latent.likelihood" in wrong.err
+    assert not list(Path("runs").rglob("*.ckpt"))
+
+
+def test_interrupt_keeps_the_state_and_the_command_it_prints_resumes(eblvm, tiny, tmp_path):
+    """Ctrl-C, in a process of its own as a terminal would do it."""
+    script = Path(sys.executable).with_name("eblvm")
+    many = ["--trainer.max_epochs=100000", "--trainer.check_val_every_n_epoch=1000"]
+    command = [str(script), "fit", "--config", str(tiny), *many]
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=-1, stderr=-1)
+    run = Path("runs/tiny/version_0")
+    deadline = time.monotonic() + 90
+    while not (run / "checkpoints/last.ckpt").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "the state is kept. Resume with" in err
+    resume = err.split("eblvm fit ")[1].split()
+    assert resume == ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+
+    step = torch.load(resume[1])["global_step"]
+    assert step > 0
+    done = eblvm("fit", *resume, f"--trainer.max_steps={step + 7}")
+    assert done.status == 0, done.err
+    assert os.listdir("runs/tiny") == ["version_0"]  # the run goes on in its folder
+    assert torch.load(resume[1])["global_step"] == step + 7

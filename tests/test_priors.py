@@ -1,0 +1,112 @@
+"""Priors: the tilted Gaussian is Gaussian for a quadratic tilt, so everything is known."""
+
+import math
+
+import pytest
+import torch
+from linear_gaussian import KAPPA, Quadratic
+
+from eblvm.metrics.grid import log_normalizer
+from eblvm.models.networks import MLPEnergy
+from eblvm.priors import EnergyPrior, GaussianPrior, Prior
+from eblvm.samplers import Langevin
+
+RHO = 1 - 0.1**2 * (1 + KAPPA) / 2
+VARIANCE = 0.1**2 * (1 - RHO**200) / (1 - RHO**2) + RHO**200
+"""Of the unadjusted chain after 100 steps of s = 0.1 from N(0, 1), on precision 1 + κ."""
+
+
+def quadratic(num_steps=100, step_size=0.1, dim=2):
+    return EnergyPrior(dim, Quadratic(), Langevin(num_steps, step_size)).double()
+
+
+def test_gradient_of_the_loss_is_exact_for_a_quadratic_tilt():
+    # −∂/∂κ E log p(z) = ½(E_data‖z‖² − D/(1+κ)); and the chain's variance after K steps,
+    # known in closed form, stands for 1/(1+κ).
+    prior = quadratic()
+    z = torch.randn(20_000, 2, dtype=torch.float64) * 0.3
+    prior.loss(z, torch.Generator().manual_seed(0)).mean().backward()
+    exact = 0.5 * (z.square().sum(1).mean() - 2 * VARIANCE)
+    # standard error of ½‖z‖² over 20,000 negatives: ½·√(2·2)·0.25/√20000 ≈ 0.0018
+    assert float(prior.tilt.kappa.grad) == pytest.approx(float(exact), abs=4 * 0.0018)
+
+
+def test_gradient_in_the_latent_is_that_of_the_energy():
+    prior = quadratic()
+    z = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(prior.loss(z).sum(), z)
+    torch.testing.assert_close(gradient, (1 + KAPPA) * z)
+
+
+def test_samples_have_the_moments_of_the_chain():
+    z = quadratic().sample(20_000, torch.Generator().manual_seed(0))
+    assert z.mean(0).abs().max() < 4 * math.sqrt(VARIANCE / 20_000)
+    # relative standard error of a variance: √(2/40000) = 0.007
+    assert float(z.var()) == pytest.approx(VARIANCE, rel=4 * 0.0071)
+    assert not z.requires_grad
+
+
+def test_zero_tilt_is_the_gaussian_prior():
+    tilted, plain = quadratic(), GaussianPrior(2).double()
+    tilted.tilt.kappa.data.zero_()
+    z = torch.randn(6, 2, dtype=torch.float64)
+    torch.testing.assert_close(tilted.energy(z), plain.energy(z))
+    torch.testing.assert_close(tilted.loss(z), plain.loss(z))
+    mean, log_variance = torch.zeros(6, 2).double(), torch.ones(6, 2).double()
+    torch.testing.assert_close(
+        tilted.divergence(z, mean, log_variance), plain.divergence(z, mean, log_variance)
+    )
+    torch.testing.assert_close(tilted.log_normalizer(), plain.log_normalizer())
+
+
+def test_no_steps_give_the_base():
+    prior = quadratic(num_steps=0)
+    seed = torch.Generator().manual_seed
+    torch.testing.assert_close(prior.sample(4, seed(3)), GaussianPrior.sample(prior, 4, seed(3)))
+
+
+def test_log_normalizer_of_a_quadratic_tilt():
+    # Z = ∫ exp(−½(1+κ)‖z‖²) = (2π/(1+κ))^{D/2}; importance weights have relative variance
+    # ((1+κ)²/(1+2κ))^{D/2} − 1 = 1.29, so 100,000 of them give 0.0036
+    exact = math.log(2 * math.pi / (1 + KAPPA))
+    estimate = quadratic().log_normalizer(100_000, torch.Generator().manual_seed(0))
+    assert float(estimate) == pytest.approx(exact, abs=4 * 0.0036)
+
+
+def test_log_normalizer_of_a_network_agrees_with_quadrature():
+    prior = EnergyPrior(2, MLPEnergy(2, [16]), Langevin(1, 0.1)).double()
+    grid = log_normalizer(prior.energy, ((-8, 8), (-8, 8)), 300, dtype=torch.float64)
+    estimate = prior.log_normalizer(50_000, torch.Generator().manual_seed(0))
+    assert float(estimate) == pytest.approx(float(grid.log_z), abs=0.01)
+
+
+def test_default_divergence_agrees_with_the_closed_form_in_the_mean():
+    # The closed form of the Gaussian prior against the one-sample estimate all priors inherit.
+    prior = GaussianPrior(2).double()
+    mean, log_variance = torch.tensor([[0.5, -1.0]]).double(), torch.tensor([[-0.7, 0.3]]).double()
+    eps = torch.randn(200_000, 2, dtype=torch.float64)
+    z = mean + (0.5 * log_variance).exp() * eps
+    estimate = Prior.divergence(prior, z, mean, log_variance)
+    closed = prior.divergence(z, mean, log_variance)
+    error = 4 * float(estimate.std()) / math.sqrt(len(z))
+    assert float(estimate.mean()) == pytest.approx(float(closed), abs=error)
+
+
+def test_chains_leave_parameters_without_gradient():
+    prior = quadratic()
+    prior.sample(3)
+    assert prior.tilt.kappa.grad is None
+    assert prior.tilt.kappa.requires_grad
+
+
+def test_diagnostics_show_what_the_chain_did():
+    prior = quadratic()
+    prior.loss(torch.zeros(50, 2, dtype=torch.float64))
+    assert prior.diagnostics["tilt_positive"] == 0
+    assert prior.diagnostics["tilt_negative"] > 0
+    assert prior.diagnostics["displacement"] > 0
+
+
+def test_latent_dim_is_checked():
+    with pytest.raises(ValueError, match="latent_dim is 0; expected 1 or more"):
+        GaussianPrior(0)

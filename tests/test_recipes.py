@@ -1,0 +1,163 @@
+"""Every installed recipe: its head, its references, and two steps of the real thing."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from eblvm.cli import recipe_head, recipe_names, recipe_root
+
+RECIPES = recipe_names()
+
+FEW = {
+    "num": 8,  # samples of a callback
+    "num_samples": 2,  # importance samples
+    "resolution": 10,
+    "bins": 5,
+}
+"""What stands in for the costly numbers of callbacks."""
+
+
+def test_every_file_is_visited():
+    files = [p for p in (Path(__file__).parents[1] / "recipes").rglob("*") if p.suffix == ".yaml"]
+    assert len(RECIPES) == len(files) > 0
+
+
+def content(name):
+    return yaml.safe_load((recipe_root() / f"{name}.yaml").read_text())
+
+
+def keys_named(tree, name, path=()):
+    """Dotted paths of all keys of that name, without the `init_args` that the parser adds."""
+    found = []
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        found += [".".join((*path, key))] if key == name else []
+        found += keys_named(value, name, (*path, key))
+    return found
+
+
+def smaller(name):
+    """Overrides that leave the networks as published, and do a minute's work in a second."""
+    recipe = content(name)
+    data = recipe["data"]["init_args"]
+    images = recipe["data"]["class_path"].endswith("ImageDataModule")
+    batch = 2 if data.get("image_size", 0) >= 32 else 4
+    overrides = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--threads=1"]
+    overrides += [f"--data.init_args.batch_size={batch}", "--trainer.enable_progress_bar=false"]
+    if images:
+        overrides += ["--data.init_args.dataset=Synthetic", "--data.init_args.num_synthetic=30"]
+        for key in ("val_size", "limit", "variant", "center_crop"):
+            overrides += [f"--data.init_args.{key}=null"] * (key in data)
+    else:
+        overrides += [f"--data.init_args.num_{s}=20" for s in ("train", "val", "test")]
+    for path in keys_named(recipe["model"], "num_steps", ("model",)):
+        overrides += [f"--{path}=1"]
+    overrides += [f"--{path}=2" for path in keys_named(recipe["model"], "num_chains", ("model",))]
+    return overrides
+
+
+def with_cheap_callbacks(name, folder):
+    """A copy of the recipe whose callbacks look at a handful of samples.
+
+    Items of a list have no options of their own on the command line, so this is a file.
+    """
+    recipe = content(name)
+    for callback in recipe.get("trainer", {}).get("callbacks") or []:
+        arguments = callback.setdefault("init_args", {})
+        arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
+        if callback["class_path"].endswith((".SampleQuality", ".GridDensity")):
+            arguments["num"] = FEW["num"]
+    path = folder / f"{name.replace('/', '_')}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_head_says_what_where_from_and_how(name):
+    path = recipe_root() / f"{name}.yaml"
+    head = recipe_head(path)
+    assert {"method", "data", "paper", "run"} <= head.keys()
+    assert all(head.values())
+    assert f"eblvm fit --config {name}" in head["run"]
+    text = path.read_text()
+    assert not re.search(r"(?<![\w.*:])/(?:home|root|work|data|mnt|tmp|scratch|Users)\b", text)
+    assert "root" not in content(name)["data"]["init_args"], "files come from EBLVM_DATA"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_trains_resumes_tests_and_samples(name, eblvm, tmp_path):
+    recipe = with_cheap_callbacks(name, tmp_path)
+    overrides = smaller(name)
+    steps = ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
+    if "val/loss" != content(name).get("monitor", "val/loss"):
+        overrides += ["--monitor=val/loss"]
+
+    done = eblvm("fit", "--config", recipe, *overrides, *steps, "--trainer.max_steps=2")
+    assert done.status == 0, done.err
+    (last,) = tmp_path.rglob("last.ckpt")
+    first = torch.load(last)
+    assert first["global_step"] == 2
+
+    done = eblvm("fit", "--ckpt_path", last, "--trainer.max_steps=3")
+    assert done.status == 0, done.err
+    second = torch.load(last)
+    assert second["global_step"] == 3
+    moved = [
+        k for k, w in first["state_dict"].items() if not torch.equal(w, second["state_dict"][k])
+    ]
+    assert moved
+
+    done = eblvm("test", "--ckpt_path", last)
+    assert done.status == 0, done.err
+    assert "test.json" in done.out
+    if content(name)["model"]["class_path"] == "eblvm.models.LatentEBM":
+        done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", "samples.png")
+        assert done.status == 0, done.err
+        assert Path("samples.png").stat().st_size > 200
+
+
+def references(tree, path=()):
+    """`(path, target)` for every `${target}` in a recipe."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from references(value, (*path, key))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from references(value, (*path, i))
+    elif isinstance(tree, str):
+        for target in re.findall(r"\$\{([\w.]+)\}", tree):
+            yield path, target
+
+
+REFERENCES = {name: sorted({target for _, target in references(content(name))}) for name in RECIPES}
+
+
+def test_recipes_refer_to_their_own_values():
+    assert sum(map(len, REFERENCES.values())) > 0
+
+
+@pytest.mark.parametrize(
+    "name, target", [(name, target) for name, targets in REFERENCES.items() for target in targets]
+)
+def test_an_override_reaches_every_reference(name, target, eblvm):
+    places = [path for path, other in references(content(name)) if other == target]
+    before = content(name)
+    for key in target.split("."):
+        before = before[key]
+    value = before + 3 if isinstance(before, int) else before * 1.5
+    done = eblvm("fit", "--config", name, f"--{target}={value}", "--print_config")
+    assert done.status == 0, done.err
+    printed = yaml.safe_load(done.out)
+    for path in places:
+        found = printed
+        for key in path:
+            found = found[key]
+        expression = content(name)
+        for key in path:
+            expression = expression[key]
+        if expression == f"${{{target}}}":
+            assert found == value, path
+        else:  # within a larger expression
+            assert found not in (expression, before), path
