@@ -1,7 +1,9 @@
 """The analytic gradient equals autograd's, and steps aside where it could not."""
 
+import gc
 import itertools
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -151,6 +153,35 @@ def mutable():
         return x.square().sum(1) * len(calls)
 
     return energy
+
+
+def test_a_remembered_trace_follows_weights_and_is_replaced_when_it_is_wrong():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.scale = mlp(nn.SiLU(), 5, 4, 1), 1.0
+
+        def forward(self, x):
+            return self.scale * self.net(x)
+
+    energy, x = Scaled(), torch.randn(7, 5, dtype=torch.float64)
+    for change in ("nothing", "weights", "scale"):
+        if change == "weights":
+            energy.net[0].weight.data.mul_(2)
+        if change == "scale":
+            energy.scale = 3.0
+        program = analytic.analyze(energy, x, 1000)
+        torch.testing.assert_close(program(x + 1)[1], value_and_gradient(energy, x + 1)[1])
+
+
+def test_remembering_a_trace_does_not_keep_the_energy_alive():
+    for make in (lambda: mlp(nn.SiLU(), 5, 4, 1), lambda: scaled_tanh(mlp(nn.SiLU(), 5, 4, 1))):
+        energy = make()
+        assert analytic.analyze(energy, torch.randn(7, 5).double(), 1000) is not None
+        gone = weakref.ref(energy)
+        del energy
+        gc.collect()
+        assert gone() is None
 
 
 LEFT_TO_AUTOGRAD = {

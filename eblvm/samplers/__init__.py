@@ -3,6 +3,7 @@
 from . import diagnostics
 from .annealed import AIS, LogNormalizer
 from .chain import Chain, Sampler
+from .compiled import compilation, compilation_report
 from .frozen import frozen
 from .gibbs import Gibbs
 from .hmc import HMC
@@ -30,5 +31,7 @@ __all__ = [
     "LogNormalizer",
     "Gibbs",
     "diagnostics",
+    "compilation",
+    "compilation_report",
     "noise_like",
 ]

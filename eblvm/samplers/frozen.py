@@ -42,6 +42,7 @@ _ATOMS = (
     bool, int, float, complex, str, bytes, type(None), type, types.ModuleType,
     types.BuiltinFunctionType, torch.dtype, torch.device, torch.Size, torch.Generator,
 )  # fmt: skip
+_ATOM_TYPES = frozenset(_ATOMS)  # exact types first: most of what is met is one of these
 _MODULE_KEYS = frozenset(vars(nn.Module()))
 
 
@@ -55,7 +56,7 @@ class _Found:
 
     def visit(self, obj: Any, owner: bool = False) -> None:
         """Follow `obj`; `owner` says that its attributes belong to the energy whatever it is."""
-        if isinstance(obj, _ATOMS) or id(obj) in self.seen:
+        if type(obj) in _ATOM_TYPES or id(obj) in self.seen or isinstance(obj, _ATOMS):
             return
         self.seen.add(id(obj))
         if isinstance(obj, Tensor):

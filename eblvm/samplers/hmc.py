@@ -16,7 +16,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class HMC(Kernel):
 
     @property
     def rule(self) -> Callable[..., State]:
-        return partial(hmc_step, num_leapfrog=self.num_leapfrog)
+        return _rule(self.num_leapfrog)
 
     def acceptance(self, state: State) -> Tensor | None:
         return state[3] / max(1, self.num_steps)
@@ -106,6 +106,12 @@ class HMC(Kernel):
         """
         step_size, x = dual_averaging(self, energy, x, num_steps, target, generator)
         return replace(self, step_size=step_size), x
+
+
+@cache
+def _rule(num_leapfrog: int) -> Callable[..., State]:
+    """One object per L, so that compiled steps are recognized as the same."""
+    return partial(hmc_step, num_leapfrog=num_leapfrog)
 
 
 def leapfrog(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .chain import Chain, energies_along
+from .compiled import Unrolled
 from .frozen import frozen
 from .noise import block_size, chain_generator
 from .potential import Potential, PotentialFn
@@ -126,21 +127,40 @@ class Kernel(ABC):
         generator = chain_generator(generator, x)
         with frozen(energy):
             x = x.clone() if x.is_inference() else x.detach()
-            potential = Potential(energy, x, self.num_steps * self.gradients_per_step)
+            rule, constant = self.rule, self._constant(x) if self.num_steps else None
+            gradients = self.gradients_per_step
+            unrolled = None
+            if constant is not None and kept is None:
+                unrolled = Unrolled(rule, energy, x, constant, gradients, self.num_steps)
+            few_eager = unrolled is not None and unrolled.proven
+            potential = Potential(energy, x, 0 if few_eager else self.num_steps * gradients)
             state = self.start(potential, x, generator)
             if self.num_steps == 0:
                 return (x.clone(), *state[1:])
-            rule, constant = self.rule, self._constant(x)
+
+            def eager(state: State, noise: tuple[Tensor, ...], first: int = 0) -> State:
+                for i, drawn in enumerate(zip(*(e.unbind() for e in noise), strict=True)):
+                    numbers = constant or self.coefficients(first + i, x)
+                    state = rule(potential, state, drawn, numbers)
+                    if kept is not None and (first + i + 1) % every == 0:
+                        kept[(first + i + 1) // every - 1] = state[0]
+                return state
+
             size = block_size(x)
             for first in range(0, self.num_steps, size):
-                n = min(size, self.num_steps - first)
-                noise = self.draw(n, x, generator)
-                for i in range(n):
-                    step = first + i
-                    numbers = constant or self.coefficients(step, x)
-                    state = rule(potential, state, tuple(e[i] for e in noise), numbers)
-                    if kept is not None and (step + 1) % every == 0:
-                        kept[(step + 1) // every - 1] = state[0]
+                noise = self.draw(min(size, self.num_steps - first), x, generator)
+                i, n = 0, len(noise[0])
+                while unrolled is not None and unrolled.ready and n - i >= unrolled.length:
+                    several = tuple(e[i : i + unrolled.length] for e in noise)
+                    after = unrolled(state, several, eager)
+                    if after is None:
+                        break
+                    state, i = after, i + unrolled.length
+                if i < n:
+                    rest = noise if i == 0 else tuple(e[i:] for e in noise)
+                    state = eager(state, rest, first + i)
+            if unrolled is not None:
+                unrolled.finish()
         return state
 
     def transition(

@@ -52,8 +52,12 @@ def chain_generator(generator: torch.Generator | None, x: Tensor) -> torch.Gener
 
 
 def block_size(x: Tensor) -> int:
-    """How many steps' noise is drawn at once for a state like `x`; memory stays bounded."""
-    return max(1, NOISE_BLOCK // max(1, math.prod(x.shape)))
+    """How many steps' noise is drawn at once for a state like `x`; memory stays bounded.
+
+    A multiple of ten where it can be, so that steps unrolled by ten leave no rest.
+    """
+    size = NOISE_BLOCK // max(1, math.prod(x.shape))
+    return size // 10 * 10 if size >= 10 else max(1, size)
 
 
 def normal(n: int, x: Tensor, generator: torch.Generator | None) -> Tensor:

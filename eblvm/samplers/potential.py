@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .analytic import analyze
@@ -36,17 +37,19 @@ class Potential:
     """
 
     def __init__(self, energy: EnergyFn, x: Tensor, num_gradients: int) -> None:
-        self.energy, self.shape = energy, x.shape
+        self.energy = energy
         self.analytic = analyze(energy, x, num_gradients) if num_gradients >= ANALYZE_FROM else None
+        self.ones: Tensor | None = None  # known, and all else checked, after the first value
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇E(x)."""
         if self.analytic is not None:
             return self.analytic(x)
-        return value_and_gradient(self.energy, x)
+        e, gradient = value_and_gradient(self.energy, x, self.ones)
+        if self.ones is None:
+            self.ones = torch.ones_like(e)
+        return e, gradient
 
     def gradient(self, x: Tensor) -> Tensor:
         """∇E(x) alone."""
-        if self.analytic is not None:
-            return self.analytic.gradient(x)
-        return value_and_gradient(self.energy, x)[1]
+        return self.analytic.gradient(x) if self.analytic is not None else self(x)[1]

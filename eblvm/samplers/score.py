@@ -37,7 +37,9 @@ def score(energy: EnergyFn, x: Tensor) -> Tensor:
         return -value_and_gradient(energy, x)[1]
 
 
-def value_and_gradient(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    energy: EnergyFn, x: Tensor, ones: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""E(x) and :math:`\nabla_x E(x)`, both detached: the step of every chain.
 
     It neither freezes nor restores anything: call it inside :func:`eblvm.samplers.frozen.frozen`.
@@ -45,6 +47,7 @@ def value_and_gradient(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     Arguments:
         energy: `(B, *event) -> (B,)`.
         x: Where, with shape `(B, *event)`. It is not modified.
+        ones: `ones_like` of an earlier value; with it nothing is checked again.
 
     Returns:
         The energy `(B,)` and its gradient, with the shape of `x`.
@@ -57,9 +60,11 @@ def value_and_gradient(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
     try:
         e = energy(leaf)
-        if e.shape != leaf.shape[:1] or not e.requires_grad:
-            _explain(e, leaf)
-        (gradient,) = torch.autograd.grad(e, leaf, torch.ones_like(e))
+        if ones is None:
+            if e.shape != leaf.shape[:1] or not e.requires_grad:
+                _explain(e, leaf)
+            ones = torch.ones_like(e)
+        (gradient,) = torch.autograd.grad(e, leaf, ones)
     except RuntimeError as error:
         if "Inference tensors cannot be saved" in str(error):
             raise RuntimeError(

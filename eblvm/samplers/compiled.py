@@ -1,0 +1,294 @@
+r"""Several steps folded into one function: compiled on the CPU, captured as a graph on CUDA.
+
+For cheap energies the time of a step goes into dispatching two dozen small operations.
+`torch.compile` fuses some ten steps into one function, which is 3–20 times faster, but takes 10–60
+seconds to build: more than most chains last. So, by default (`"auto"`), a chain on the CPU compiles
+when, and only when, chains of the same kind (kernel, energy, shape) have already spent
+:data:`COMPILE_AFTER` seconds of processor time in this process; whatever happens next, compiling
+then at most doubles the time that was spent. What was compiled is timed against the eager steps on
+the spot, and kept only if it is faster. The cost is logged (logger `eblvm.samplers`) and listed by
+:func:`compilation_report`.
+
+    with compilation("always"):  # or "never"
+        x = sampler(energy, x)
+
+Compiled and eager steps use the same noise and agree to rounding. If the energy cannot be compiled,
+or no C++ compiler is at hand, chains go on in eager mode after one warning.
+
+On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead (milliseconds, once per
+chain): no launch overhead is left. `"auto"` does not do so yet: see the results page.
+"""
+
+import functools
+import logging
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .score import EnergyFn
+
+__all__ = ["COMPILE_AFTER", "compilation", "compilation_report"]
+
+COMPILE_AFTER = 30.0
+"""Seconds of processor time that chains of one kind spend before they are compiled."""
+
+STEPS_PER_CALL = 10  # unrolled steps: more compile longer and gain little
+GRADIENTS_PER_CALL = 20  # and this many energy gradients at most, for steps that take several
+LOGGER = logging.getLogger("eblvm.samplers")
+
+State = tuple[Tensor, ...]
+Steps = Callable[[State, tuple[Tensor, ...]], State]
+"""A state and the noise of several steps to the state after them."""
+
+
+@dataclass
+class _Kind:
+    """What is known of chains of one kind."""
+
+    label: str
+    spent: float = 0.0
+    refused: str = ""
+    function: Any = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+_kinds: dict[Any, _Kind] = {}
+_mode = ["auto"]
+_warned: list[str] = []
+
+
+@contextmanager
+def compilation(mode: str) -> Iterator[None]:
+    """Choose when chains compile, inside a `with` block.
+
+    Arguments:
+        mode: `"auto"` (see above), `"always"` (at the first call long enough for one compiled call)
+            or `"never"`.
+
+    Raises:
+        ValueError: If the mode is another.
+    """
+    if mode not in ("auto", "always", "never"):
+        raise ValueError(f"mode is {mode!r}; expected 'auto', 'always' or 'never'.")
+    before, _mode[0] = _mode[0], mode
+    try:
+        yield
+    finally:
+        _mode[0] = before
+
+
+def compilation_report() -> list[dict[str, Any]]:
+    """What was compiled in this process: kernel and energy, seconds, µs per step before, after."""
+    return [kind.report for kind in _kinds.values() if kind.report]
+
+
+class Unrolled:
+    """Runs several steps at once where that is faster; used by :class:`Kernel`.
+
+    Arguments:
+        rule: The pure step.
+        energy: The frozen energy.
+        x: The start, for its shape.
+        numbers: The step's coefficients, the same for all steps.
+        gradients_per_step: Energy gradients per step.
+        num_steps: Steps ahead.
+    """
+
+    def __init__(
+        self,
+        rule: Callable[..., State],
+        energy: EnergyFn,
+        x: Tensor,
+        numbers: tuple[float | Tensor, ...],
+        gradients_per_step: int,
+        num_steps: int,
+    ) -> None:
+        self.rule, self.energy = rule, energy
+        self.length = max(1, min(STEPS_PER_CALL, GRADIENTS_PER_CALL // gradients_per_step))
+        self.steps: Steps | None = None
+        self.start = time.thread_time()
+        self.ready = self.proven = False
+        self.kind: _Kind | None = None
+        usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
+        if not usable:
+            return
+        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device)
+        if key not in _kinds:
+            _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
+        self.kind = _kinds[key]
+        wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
+        if x.device.type == "cuda":
+            wanted = _mode[0] == "always"
+        elif x.device.type != "cpu":
+            wanted = False
+        self.ready = wanted and not self.kind.refused
+        self.proven = self.ready and bool(self.kind.report)  # eager steps will be few
+        if self.ready:
+            self.numbers = tuple(
+                torch.as_tensor(n, dtype=x.dtype, device=x.device) for n in numbers
+            )
+
+    def finish(self) -> None:
+        """Note the time that the chain took, for later chains of its kind."""
+        if self.kind is not None and self.steps is None:
+            self.kind.spent += time.thread_time() - self.start
+
+    def __call__(
+        self, state: State, noise: tuple[Tensor, ...], eager: Callable[..., State]
+    ) -> State | None:
+        """`length` steps with their noise `(length, B, …)`; None if eager steps are to be taken.
+
+        Arguments:
+            state: The state.
+            noise: The noise of the steps.
+            eager: The same steps, `(state, noise) -> state`, to be measured against.
+        """
+        if not self.ready or self.kind is None:
+            return None
+        try:
+            if self.steps is None:
+                if state[0].is_cuda:
+                    self.steps = _captured(eager, state, noise)
+                else:
+                    self.steps = self._compiled(state, noise, eager)
+                    if self.steps is None:
+                        self.ready = False
+                        return None
+            return self.steps(state, noise)
+        except Exception as error:
+            self.ready, self.steps = False, None
+            self.kind.refused = f"{type(error).__name__}: {error}"
+            LOGGER.info("%s stays eager: %s", self.kind.label, self.kind.refused)
+            if not _warned:
+                _warned.append(self.kind.label)
+                warnings.warn(
+                    f"the steps of {self.kind.label} could not be compiled "
+                    f"({self.kind.refused.splitlines()[0][:200]}); chains go on in eager mode, "
+                    "with the same results. `samplers.compilation('never')` keeps this quiet.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return None
+
+    def _compiled(
+        self, state: State, noise: tuple[Tensor, ...], eager: Callable[..., State]
+    ) -> Steps | None:
+        kind = self.kind
+        assert kind is not None
+        if kind.function is None:
+            kind.function = torch.compile(_fresh(_unrolled), fullgraph=True, dynamic=False)
+        function = kind.function
+
+        def steps(state: State, noise: tuple[Tensor, ...]) -> State:
+            with torch.no_grad():
+                return function(self.rule, self.energy, state, noise, self.numbers)
+
+        if kind.report:
+            return steps
+        start = time.perf_counter()
+        steps(state, noise)
+        seconds = time.perf_counter() - start
+        before, after = _least(eager, state, noise), _least(steps, state, noise)
+        kind.report = {
+            "steps": kind.label,
+            "compile_seconds": seconds,
+            "eager_us_per_step": 1e6 * before / self.length,
+            "compiled_us_per_step": 1e6 * after / self.length,
+            "used": after < before,
+        }
+        LOGGER.info("compiled %s", kind.report)
+        if after >= before:
+            kind.refused = "the compiled steps were not faster"
+            return None
+        return steps
+
+
+def _unrolled(
+    rule: Callable[..., State],
+    energy: EnergyFn,
+    state: State,
+    noise: tuple[Tensor, ...],
+    numbers: tuple[Tensor, ...],
+) -> State:
+    potential = _Functional(energy)
+    for i in range(len(noise[0])):
+        state = rule(potential, state, tuple(e[i] for e in noise), numbers)
+    return state
+
+
+class _Functional:
+    """E and ∇E in the form that the compiler reads."""
+
+    def __init__(self, energy: EnergyFn) -> None:
+        self.energy = energy
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            e = self.energy(x)
+            return e.sum(), e
+
+        gradient, (_, e) = torch.func.grad_and_value(total, has_aux=True)(x)
+        return e, gradient
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self(x)[1]
+
+
+def _captured(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...]) -> Steps:
+    """The steps as a CUDA graph over fixed buffers; the graph lives as long as the chain."""
+    static_state = tuple(s.clone() for s in state)
+    static_noise = tuple(e.clone() for e in noise)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm up: libraries allocate their workspaces
+        for _ in range(3):
+            eager(static_state, static_noise)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = eager(static_state, static_noise)
+
+    def steps(state: State, noise: tuple[Tensor, ...]) -> State:
+        for held, new in zip((*static_state, *static_noise), (*state, *noise), strict=True):
+            held.copy_(new)
+        graph.replay()
+        return tuple(r.clone() for r in result)
+
+    return steps
+
+
+def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy with a code object of its own: the compiler's limit on variants counts per code."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{len(_kinds)}")
+    return types.FunctionType(code, function.__globals__, code.co_name)
+
+
+def _least(steps: Steps, state: State, noise: tuple[Tensor, ...], repeats: int = 9) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.thread_time()
+        steps(state, noise)
+        best = min(best, time.thread_time() - start)
+    return best
+
+
+def _key(f: Any) -> Any:
+    """What chains of one kind have in common; the compiler's guards decide what is shared."""
+    if isinstance(f, functools.partial):
+        return ("partial", _key(f.func))
+    if isinstance(f, types.MethodType):
+        return (_key(f.__func__), type(f.__self__))
+    return getattr(f, "__code__", type(f))
+
+
+def _label(f: Any) -> str:
+    if isinstance(f, functools.partial):
+        return _label(f.func)
+    return getattr(f, "__qualname__", type(f).__name__)

@@ -1,0 +1,166 @@
+"""Compiled steps: same noise, same states, at most one warning, never for short chains."""
+
+import warnings
+
+import pytest
+import torch
+from targets import double_well, mixture, seeded
+from torch import nn
+
+from eblvm.samplers import (
+    HMC,
+    MALA,
+    Langevin,
+    Underdamped,
+    compilation,
+    compilation_report,
+    compiled,
+)
+
+KERNELS = [
+    Langevin(43, 0.1),
+    Langevin(30, 0.1, clip=0.5),
+    MALA(30, 0.3),
+    HMC(12, 0.2, num_leapfrog=3),
+    Underdamped(30, 0.2),
+]
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The machinery around the compiler, with the traced function itself in its place."""
+    calls = []
+
+    def identity(function, **settings):
+        assert settings == {"fullgraph": True, "dynamic": False}
+        calls.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", identity)
+    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(compiled, "_warned", [])
+    times = iter(range(10**6))  # each measurement takes longer than the last: eager first
+    monkeypatch.setattr(compiled, "_least", lambda *a: -next(times))
+    return calls
+
+
+def energies():
+    net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    return [double_well, mixture, net]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
+@pytest.mark.parametrize("energy", energies(), ids=["double well", "mixture", "MLP"])
+def test_agrees_with_eager_under_the_same_noise(kernel, energy, uncompiled):
+    x = torch.randn(9, 2, dtype=torch.float64)
+    with compilation("never"):
+        eager = kernel(energy, x, seeded())
+    assert uncompiled == []
+    with compilation("always"):
+        torch.testing.assert_close(kernel(energy, x, seeded()), eager, rtol=1e-9, atol=1e-9)
+        assert len(uncompiled) == 1
+        kernel(energy, x, seeded())  # the same kind: built once
+    assert len(uncompiled) == 1
+    (line,) = compilation_report()
+    assert line["used"] and line["compile_seconds"] >= 0
+
+
+def test_short_chains_recordings_and_schedules_do_not_compile(uncompiled):
+    x = torch.randn(9, 2)
+    with compilation("always"):
+        Langevin(10, 0.1)(double_well, x)
+        Langevin(100, 0.1).run(double_well, x)
+        Langevin(40, (0.1,) * 40)(double_well, x)
+    assert uncompiled == []
+
+
+def test_auto_waits_until_enough_time_was_spent(uncompiled, monkeypatch):
+    x = torch.randn(9, 2)
+    Langevin(100, 0.1)(double_well, x)
+    (kind,) = compiled._kinds.values()
+    assert kind.spent > 0 and uncompiled == []
+    kind.spent = compiled.COMPILE_AFTER
+    Langevin(100, 0.1)(lambda x: double_well(x), x)  # another energy has its own account
+    assert uncompiled == []
+    Langevin(100, 0.2)(double_well, x)  # the step size is an input: the same kind
+    assert len(uncompiled) == 1
+    for mode in ("never", "auto"):
+        with compilation(mode):
+            Langevin(100, 0.1)(double_well, x)
+    assert len(uncompiled) == 1
+
+
+def test_what_is_not_faster_is_not_used(uncompiled, monkeypatch):
+    times = iter(range(10))
+    monkeypatch.setattr(compiled, "_least", lambda *a: next(times))
+    x = torch.randn(9, 2, dtype=torch.float64)
+    with compilation("always"):
+        out = Langevin(40, 0.1)(double_well, x, seeded())
+    assert not compilation_report()[0]["used"]
+    with compilation("never"):
+        assert torch.equal(out, Langevin(40, 0.1)(double_well, x, seeded()))
+
+
+def test_a_failure_falls_back_with_one_warning(uncompiled, monkeypatch):
+    def broken(function, **settings):
+        def call(*args):
+            raise OSError("no C++ compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    x = torch.randn(9, 2)
+    with compilation("never"):
+        expected = Langevin(40, 0.1)(double_well, x, seeded())
+    with compilation("always"):
+        with pytest.warns(RuntimeWarning, match=r"no C\+\+ compiler.*eager mode") as caught:
+            out = Langevin(40, 0.1)(double_well, x, seeded())
+        assert len(caught) == 1 and torch.equal(out, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Langevin(40, 0.1)(double_well, x)
+            MALA(40, 0.1)(mixture, x)  # another kind fails too: no second warning
+
+
+def test_the_mode_is_checked_and_restored():
+    with pytest.raises(ValueError, match="mode is 'often'; expected 'auto'"):
+        with compilation("often"):
+            pass
+    with pytest.raises(KeyError):
+        with compilation("always"):
+            raise KeyError
+    assert compiled._mode == ["auto"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_real_compiler_agrees_with_eager_and_follows_new_parameters(monkeypatch):
+    monkeypatch.setattr(compiled, "_kinds", {})
+    x = torch.randn(64, 2)
+    net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+    for energy in (double_well, net):
+        for round_ in range(2):
+            with compilation("never"):
+                eager = Langevin(40, 0.1)(energy, x, seeded())
+            with compilation("always"):
+                fast = Langevin(40, 0.1)(energy, x, seeded())
+            torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-5)  # float32 rounding
+            if energy is net and round_ == 0:
+                with torch.no_grad():
+                    net[0].weight.mul_(2)
+    assert len(compilation_report()) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
+def test_cuda_graphs_agree_with_eager(kernel, monkeypatch):
+    monkeypatch.setattr(compiled, "_kinds", {})
+    x = torch.randn(64, 2, device="cuda", dtype=torch.float64)
+    generator = torch.Generator("cuda")
+    for energy in (double_well, energies()[2].cuda()):
+        with compilation("never"):
+            eager = kernel(energy, x, generator.manual_seed(1))
+        with compilation("always"):
+            graphed = kernel(energy, x, generator.manual_seed(1))
+        torch.testing.assert_close(graphed, eager, rtol=1e-9, atol=1e-9)
+        assert not any(kind.refused for kind in compiled._kinds.values())
