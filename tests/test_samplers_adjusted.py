@@ -20,6 +20,7 @@ from targets import (
 from eblvm.samplers import HMC, MALA, Langevin
 from eblvm.samplers.hmc import leapfrog
 from eblvm.samplers.mala import mala_step
+from eblvm.samplers.potential import Potential
 from eblvm.samplers.score import value_and_gradient
 
 KERNELS = {"MALA": MALA(3, 0.6), "HMC": HMC(2, 0.35, num_leapfrog=4)}
@@ -101,7 +102,7 @@ def test_detailed_balance_of_mala_by_its_densities():
 
     log_ratio = (-e_y + log_q(x, y, g_y)) - (-e + log_q(y, x, g))
     zero = torch.zeros(500, dtype=torch.float64)
-    potential = lambda x: value_and_gradient(banana, x)  # noqa: E731
+    potential = Potential(banana, x, 0)
     numbers = (-0.5 * s**2, s, 0.5 * s)
     *_, forward = mala_step(potential, (x, e, g, zero), (eps, zero), numbers)
     back = (x - y + s**2 / 2 * g_y) / s  # the noise of the reverse move
@@ -129,7 +130,7 @@ def test_detailed_balance_of_the_chain(name):
 
 
 def fly(x, p, s, num_leapfrog):
-    potential = lambda x: value_and_gradient(banana, x)  # noqa: E731
+    potential = Potential(banana, x, 0)
     y, q, *_ = leapfrog(potential, x, p, *potential(x), (-s / 2, s, -s), num_leapfrog)
     return y, q
 

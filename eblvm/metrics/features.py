@@ -161,7 +161,7 @@ class PixelFeatures(FeatureExtractor):
 class ClassifierFeatures(FeatureExtractor):
     """The penultimate layer of a small classifier of ours.
 
-    The packaged ones, with their test accuracies: `digits` (1 × 8 × 8, 0.987), `fashion_mnist` and
+    The packaged ones, with their test accuracies: `digits` (1 × 8 × 8, 0.993), `fashion_mnist` and
     `mnist` (1 × 28 × 28, 0.917 and 0.994).
 
     Arguments:

@@ -1,5 +1,6 @@
 """Markov chain Monte Carlo on any energy: functions and frozen settings, `torch` only."""
 
+from . import diagnostics
 from .annealed import AIS, LogNormalizer
 from .chain import Chain, Sampler
 from .frozen import frozen
@@ -28,5 +29,6 @@ __all__ = [
     "AIS",
     "LogNormalizer",
     "Gibbs",
+    "diagnostics",
     "noise_like",
 ]

@@ -63,6 +63,10 @@ class HMC(Kernel):
         check_count("num_leapfrog", self.num_leapfrog, least=1)
         check_scale("step_size", self.step_size, self.num_steps)
 
+    @property
+    def gradients_per_step(self) -> int:
+        return self.num_leapfrog
+
     def start(self, potential: PotentialFn, x: Tensor, generator: torch.Generator | None) -> State:
         return (x, *potential(x), x.new_zeros(len(x)))
 
@@ -131,11 +135,12 @@ def leapfrog(
     """
     half, s, kick = coefficients
     p = scaled(p, temper(x, e, g)[1], half)
-    for i in range(num_leapfrog):
+    for _ in range(num_leapfrog - 1):
         x = scaled(x, p, s)
-        e, g = potential(x)
-        p = scaled(p, temper(x, e, g)[1], kick if i + 1 < num_leapfrog else half)
-    return x, p, e, g
+        p = scaled(p, temper(x, e, potential.gradient(x))[1], kick)  # no temper reads E here
+    x = scaled(x, p, s)
+    e, g = potential(x)
+    return x, scaled(p, temper(x, e, g)[1], half), e, g
 
 
 def hmc_step(

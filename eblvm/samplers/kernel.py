@@ -45,6 +45,11 @@ class Kernel(ABC):
 
     num_steps: int
 
+    @property
+    def gradients_per_step(self) -> int:
+        """How many energy gradients one step takes."""
+        return 1
+
     @abstractmethod
     def start(self, potential: PotentialFn, x: Tensor, generator: torch.Generator | None) -> State:
         """The first state of a chain at `x` `(B, *event)`."""
@@ -121,7 +126,7 @@ class Kernel(ABC):
         generator = chain_generator(generator, x)
         with frozen(energy):
             x = x.clone() if x.is_inference() else x.detach()
-            potential = Potential(energy, x, self.num_steps)
+            potential = Potential(energy, x, self.num_steps * self.gradients_per_step)
             state = self.start(potential, x, generator)
             if self.num_steps == 0:
                 return (x.clone(), *state[1:])

@@ -96,7 +96,7 @@ def langevin_step(
 ) -> State:
     """One step: x − (s²/2) ∇E(x) + ν s ε, with coefficients (−s²/2, ν s)."""
     (x,), (eps,), (drift, diffusion) = state, noise, coefficients
-    g = potential(x)[1]
+    g = potential.gradient(x)
     if clip is not None:
         g = g.clamp(-clip, clip)
     x = scaled(scaled(x, g, drift), eps, diffusion)

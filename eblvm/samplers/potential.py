@@ -1,15 +1,29 @@
 """The energy and its input gradient, prepared once per chain."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 
+from .analytic import analyze
 from .score import EnergyFn, value_and_gradient
 
 __all__ = ["Potential", "PotentialFn"]
 
-PotentialFn = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""x `(B, *event)` to E(x) `(B,)` and ∇E(x) `(B, *event)`."""
+
+class PotentialFn(Protocol):
+    """E and ∇E."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x) `(B,)` and ∇E(x), for x `(B, *event)`."""
+        ...
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """∇E(x) alone."""
+        ...
+
+
+ANALYZE_FROM = 30
+"""Gradients from which reading an energy (a millisecond or two) pays."""
 
 
 class Potential:
@@ -18,12 +32,21 @@ class Potential:
     Arguments:
         energy: `(B, *event) -> (B,)`.
         x: The start, for its shape.
-        num_steps: How long the chain will be.
+        num_gradients: How many gradients the chain will ask for.
     """
 
-    def __init__(self, energy: EnergyFn, x: Tensor, num_steps: int) -> None:
-        self.energy = energy
+    def __init__(self, energy: EnergyFn, x: Tensor, num_gradients: int) -> None:
+        self.energy, self.shape = energy, x.shape
+        self.analytic = analyze(energy, x, num_gradients) if num_gradients >= ANALYZE_FROM else None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E(x) and ∇E(x)."""
+        if self.analytic is not None:
+            return self.analytic(x)
         return value_and_gradient(self.energy, x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """∇E(x) alone."""
+        if self.analytic is not None:
+            return self.analytic.gradient(x)
+        return value_and_gradient(self.energy, x)[1]

@@ -59,7 +59,7 @@ class Underdamped(Kernel):
 
     def start(self, potential: PotentialFn, x: Tensor, generator: torch.Generator | None) -> State:
         v = noise_like(x, generator)
-        return x, v, potential(x)[1]
+        return x, v, potential.gradient(x)
 
     def draw(self, n: int, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         return (normal(n, x, generator),)
@@ -90,5 +90,5 @@ def underdamped_step(
     x = scaled(x, v, half)
     v = scaled(keep * v, eps, fresh)
     x = scaled(x, v, half)
-    g = potential(x)[1]
+    g = potential.gradient(x)
     return x, scaled(v, g, kick), g

@@ -1,0 +1,217 @@
+"""The analytic gradient equals autograd's, and steps aside where it could not."""
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+from targets import double_well, mixture, seeded, two_moons
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
+from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential
+from eblvm.samplers.score import value_and_gradient
+
+ACTIVATIONS = [
+    nn.SiLU(),
+    nn.ReLU(),
+    nn.LeakyReLU(0.2),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.Softplus(2.0),
+]
+
+
+def mlp(activation, *widths, bias=True):
+    layers = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b, bias=bias), activation]
+    return nn.Sequential(*layers[:-1], nn.Flatten(0)).double()
+
+
+class ResidualTimeEnergy(nn.Module):
+    """LDEBM's shape: spectral norms, a time branch, concatenation, residual blocks, logsumexp."""
+
+    def __init__(self, dim=5, width=12, classes=4):
+        super().__init__()
+        linear = lambda a, b: parametrizations.spectral_norm(nn.Linear(a, b))  # noqa: E731
+        self.latent = nn.Sequential(linear(dim, width), nn.LeakyReLU(0.2), linear(width, width))
+        self.time = nn.Sequential(linear(width, width), nn.LeakyReLU(0.2), linear(width, width))
+        self.fusion = linear(2 * width, width)
+        self.blocks = nn.ModuleList([linear(width, width) for _ in range(3)])
+        self.head = linear(width, classes)
+        self.register_buffer("table", torch.randn(6, width))
+
+    def forward(self, x, t):
+        h = torch.cat([self.latent(x), self.time(self.table[t])], dim=-1)
+        h = self.fusion(F.leaky_relu(h, 0.2))
+        for block in self.blocks:
+            h = h + block(F.leaky_relu(h, 0.2))
+        return -torch.logsumexp(self.head(F.leaky_relu(h, 0.2)), dim=1)
+
+
+class Recovery:
+    def __init__(self, energy, x_next, t, scale):
+        self.energy, self.x_next, self.t, self.scale = energy, x_next, t, scale
+
+    def __call__(self, x):
+        d = (0.9 * x - self.x_next) / self.scale[:, None]
+        return self.energy(x, self.t) / self.scale + 0.5 * d.pow(2).flatten(1).sum(1)
+
+
+def time_energy(dim=5):
+    net = ResidualTimeEnergy(dim).double()
+    return Recovery(
+        net, torch.randn(7, dim).double(), torch.arange(7) % 6, torch.rand(7).double() + 0.5
+    )
+
+
+def scaled_tanh(net):
+    return lambda x: 3 * torch.tanh(net(x) / 3) + 0.5 * (x * x).sum(-1)
+
+
+def quadratic(x):
+    return (2 - x).square().mean(1) + (x[:, :2] * x[..., 2:4]).sum(dim=1) - x.select(1, 0).exp()
+
+
+ENERGIES = {
+    **{f"MLP {a}": mlp(a, 5, 9, 8, 1) for a in ACTIVATIONS},
+    "no bias": mlp(nn.SiLU(), 5, 9, 1, bias=False),
+    "residual time energy": time_energy(),
+    "partial": partial(ResidualTimeEnergy().double(), t=torch.arange(7) % 6),
+    "bounded": scaled_tanh(mlp(nn.GELU(), 5, 9, 1)),
+    "double well": double_well,
+    "mixture": MixtureEnergy(torch.randn(8, 5, generator=seeded()).double(), 0.7),
+    "gaussian": GaussianEnergy(torch.zeros(5).double(), 2 * torch.eye(5).double()),
+    "tilted": TiltedEnergy(mlp(nn.Tanh(), 5, 9, 1), GaussianEnergy(torch.zeros(5).double())),
+    "quadratic": quadratic,
+}
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_equal_to_autograd(name):
+    energy = ENERGIES[name]
+    x = torch.randn(7, 5, dtype=torch.float64)
+    with frozen(energy):
+        program = analytic.analyze(energy, x, 1000)
+        assert program is not None, "left to autograd"
+        for _ in range(3):  # the buffers are reused: later calls must not remember earlier ones
+            x = torch.randn(7, 5, dtype=torch.float64)
+            e, g = value_and_gradient(energy, x)
+            ours_e, ours_g = program(x)
+            torch.testing.assert_close(ours_e, e, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(ours_g, g, rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(program.gradient(x), g, rtol=1e-9, atol=1e-10)
+
+
+def test_results_survive_the_next_call():
+    energy, x = ENERGIES["MLP SiLU()"], torch.randn(7, 5, dtype=torch.float64)
+    program = analytic.analyze(energy, x, 1000)
+    e, g = program(x)
+    kept = e.clone(), g.clone()
+    program(x + 1)
+    assert torch.equal(e, kept[0]) and torch.equal(g, kept[1])
+
+
+@pytest.mark.parametrize(
+    "kernel", [Langevin(40, 0.1), MALA(40, 0.3), HMC(15, 0.1, num_leapfrog=3)], ids=lambda k: str(k)
+)
+@pytest.mark.parametrize("name", ["MLP SiLU()", "residual time energy"])
+def test_chains_agree_with_eager_under_the_same_noise(kernel, name, monkeypatch):
+    energy, x = ENERGIES[name], torch.randn(7, 5, dtype=torch.float64)
+    fast = kernel(energy, x, seeded())
+    monkeypatch.setattr(potential, "ANALYZE_FROM", 10**9)
+    torch.testing.assert_close(fast, kernel(energy, x, seeded()), rtol=1e-8, atol=1e-8)
+
+
+def test_the_time_branch_is_computed_once():
+    energy, x = time_energy(), torch.randn(7, 5, dtype=torch.float64)
+    calls = []
+    energy.energy.time[1].forward = lambda h: calls.append(1) or F.leaky_relu(h, 0.2)
+    Langevin(100, 0.1)(energy, x)
+    assert len(calls) <= 2  # once read, once in the check against autograd
+
+
+def hooked():
+    net = mlp(nn.SiLU(), 5, 4, 1)
+    net[0].register_forward_hook(lambda m, a, out: out * 2)
+    return net
+
+
+def mutable():
+    calls = []
+
+    def energy(x):
+        calls.append(1)
+        return x.square().sum(1) * len(calls)
+
+    return energy
+
+
+LEFT_TO_AUTOGRAD = {
+    "hook": hooked(),
+    "branch": lambda x: x.square().sum(1) if x.sum() > 0 else x.abs().sum(1),
+    "length": lambda x: x.square().sum(1) / len(x),
+    "unknown": lambda x: torch.special.erf(x).sum(1),
+    "random": lambda x: (x + torch.randn(5)).square().sum(1),
+    "not a function of x alone": mutable(),
+    "all rows": lambda x: x.square().sum(1) + x.sum(),
+    "repeated index": lambda x: x[:, [0, 0, 1]].sum(1),
+    "convolution": nn.Sequential(
+        nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 1, 5), nn.Flatten(0)
+    ).double(),
+    "reversed division": lambda x: (1 / (2 + x.square())).sum(1),
+    "dropout": nn.Sequential(nn.Linear(5, 1), nn.Dropout(0.5), nn.Flatten(0)).double(),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_TO_AUTOGRAD)
+def test_left_to_autograd(name):
+    x = torch.randn(7, 5, dtype=torch.float64)
+    assert analytic.analyze(LEFT_TO_AUTOGRAD[name], x, 1000) is None
+    assert Langevin(40, 0.01)(LEFT_TO_AUTOGRAD[name], x).isfinite().all()
+
+
+def test_other_dtypes_autocast_and_empty_batches_are_left_to_autograd():
+    energy, x = mlp(nn.SiLU(), 5, 4, 1).float(), torch.randn(7, 5)
+    assert analytic.analyze(energy, x, 1000) is not None
+    assert analytic.analyze(energy, x[:0], 1000) is None
+    assert analytic.analyze(energy.bfloat16(), x.bfloat16(), 1000) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert analytic.analyze(energy.float(), x, 1000) is None
+
+
+def test_packed_products_equal_plain_ones(monkeypatch):
+    w, b, h = torch.randn(16, 8), torch.randn(16), torch.randn(32, 8)
+    packed = analytic._packed(w, 32, b)
+    if packed is None:
+        pytest.skip("this build of torch has no packed product")
+    torch.testing.assert_close(packed(h), h @ w.T + b, rtol=1e-4, atol=1e-4)
+    for winner in (False, True):  # whichever is measured to be faster, the chain is the same
+        monkeypatch.setattr(analytic, "_packing_wins", {})
+        monkeypatch.setattr(
+            analytic, "_seconds", lambda f, h, w=winner: (f.__name__ == "plain") == w
+        )
+        energy, x = mlp(nn.SiLU(), 8, 16, 16, 1).float(), torch.randn(32, 8)
+        program = analytic.analyze(energy, x, 1000)
+        assert set(analytic._packing_wins.values()) == {winner}
+        torch.testing.assert_close(
+            program(x)[1], value_and_gradient(energy, x)[1], rtol=1e-3, atol=1e-5
+        )
+    assert analytic._packed(w.double(), 32, None) is None
+
+
+def test_known_targets_are_read():
+    for energy in (double_well, two_moons, mixture):
+        x = torch.randn(7, 2, dtype=torch.float64)
+        program = analytic.analyze(energy, x, 1000)
+        if energy is double_well:
+            assert program is not None
+        if program is not None:
+            torch.testing.assert_close(program(x)[1], value_and_gradient(energy, x)[1])
+    assert math.isfinite(float(double_well(x).sum()))
