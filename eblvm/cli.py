@@ -104,7 +104,7 @@ def _wide(table: object) -> object:
     """The table without line breaks, for pipes and `grep`."""
     from rich.console import Console
 
-    console = Console(width=200)
+    console = Console(width=1000)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
