@@ -97,17 +97,20 @@ def recipes(arguments: Sequence[str]) -> None:
         head = recipe_head(recipe_root() / f"{name}.yaml")
         table.add_row(name, *(head.get(key, "") for key in ("method", "data", "paper")))
     console = Console()
-    console.print(table if console.is_terminal else _wide(table))
+    if console.is_terminal:
+        console.print(table)
+    else:
+        sys.stdout.write(_wide(table))
 
 
-def _wide(table: object) -> object:
+def _wide(table: object) -> str:
     """The table without line breaks, for pipes and `grep`."""
     from rich.console import Console
 
-    console = Console(width=200)
+    console = Console(width=1000)
     with console.capture() as capture:
         console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return "".join(f"{line.strip()}\n" for line in capture.get().splitlines())
 
 
 def sample(arguments: Sequence[str]) -> None:

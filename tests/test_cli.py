@@ -222,11 +222,11 @@ def test_flags_change_the_weights_and_nothing_else(name, eblvm, tiny, trained):
 
 
 def test_compiled_networks_learn_the_same(eblvm, tiny, trained, monkeypatch):
-    """Without a C++ compiler's minutes: the backend that traces and then runs eagerly."""
+    """Without a C++ compiler's minutes: this backend traces, and then runs eagerly."""
     from eblvm.callbacks import CompileNetworks
 
     compiled = []
-    monkeypatch.setattr("eblvm.training.CompileNetworks", lambda: CompileNetworks("aot_eager"))
+    monkeypatch.setattr("eblvm.training.CompileNetworks", lambda: CompileNetworks("eager"))
     original = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **k: (compiled.append(self), original(self, **k))

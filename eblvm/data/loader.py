@@ -117,6 +117,9 @@ class ResumableLoader(DataLoader):
     ) -> None:
         if kwargs.get("collate_fn") is None:
             kwargs["collate_fn"] = whole_batch
+        # Each iteration draws a seed for worker processes: from the global generator, a run resumed
+        # within an epoch would have drawn once more than the uninterrupted one.
+        kwargs.setdefault("generator", torch.Generator())
         super().__init__(dataset, batch_size, **kwargs)
         self.finish = finish
         self.epoch = 0

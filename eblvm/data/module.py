@@ -134,8 +134,11 @@ class DataModule(LightningDataModule, ABC):
                     f"The trainer's training loader is a {type(loader).__name__}; expected the "
                     "data module's ResumableLoader, which knows a batch's place in the epoch."
                 )
-            return self.finish(batch, "train", loader.epoch, loader.position - 1)
-        return self.finish(batch, "val" if trainer.validating else "test", 0, 0)
+            finished = self.finish(batch, "train", loader.epoch, loader.position - 1)
+        else:
+            finished = self.finish(batch, "val" if trainer.validating else "test", 0, 0)
+        # Lightning has done this before, when images were still bytes: `--trainer.precision=…-true`
+        return trainer.precision_plugin.convert_input(finished)
 
     @property
     def rank(self) -> int:

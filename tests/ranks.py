@@ -1,0 +1,143 @@
+"""What one of several ranks does in `test_distributed.py`, where it is run as a script."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+
+from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
+from eblvm.evaluation import Likelihood, Reconstructions, SampleQuality
+from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import GaussianLikelihood
+from eblvm.metrics import PixelFeatures
+from eblvm.models import LatentEBM
+from eblvm.models.networks import MLP, MLPEnergy
+from eblvm.posteriors import AmortizedPosterior, LangevinPosterior
+from eblvm.priors import EnergyPrior, GaussianPrior
+from eblvm.samplers import Langevin
+
+SEED = 3
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "inference_mode": False,
+    "accelerator": "cpu",
+}
+
+
+def lebm():
+    """An LEBM of the plane, whose sampler and losses are all noise-driven; plain SGD."""
+    torch.manual_seed(0)
+    prior = EnergyPrior(3, MLPEnergy(3, [8]), Langevin(num_steps=4, step_size=0.4))
+    posterior = LangevinPosterior(Langevin(num_steps=4, step_size=0.1))
+    likelihood = GaussianLikelihood(MLP(3, [8], 2), scale=0.5)
+    latent = LatentVariableModel(prior, posterior, likelihood)
+    return LatentEBM(latent, {"prior": 0.1, "likelihood": 0.01}, optimizer=torch.optim.SGD)
+
+
+class Record(Callback):
+    """Batches, chains' ends and averaged gradients of each step."""
+
+    def __init__(self, model):
+        self.steps = []
+        self.model = model
+        prior, posterior = model.latent.prior, model.latent.posterior
+        prior.sampler = Recording(prior.sampler, self, "negative")
+        posterior.sampler = Recording(posterior.sampler, self, "posterior")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.steps.append({"x": batch[0].clone()})
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        grads = {n: p.grad.clone() for n, p in pl_module.named_parameters()}
+        self.steps[-1]["gradient"] = grads
+
+
+class Recording:
+    """A sampler that leaves its results in a record."""
+
+    def __init__(self, sampler, record, name):
+        self.sampler, self.record, self.name = sampler, record, name
+
+    def __call__(self, *arguments):
+        result = self.sampler(*arguments)
+        self.record.steps[-1][self.name] = result.clone()
+        return result
+
+
+def train(**settings):
+    """Two steps; the record."""
+    seed_everything(SEED, verbose=False)
+    model = lebm()
+    record = Record(model)
+    data = DensityDataModule(EightGaussians(), batch_size=4, num_train=16, num_val=4, num_test=4)
+    Trainer(**QUIET, **settings, callbacks=[record], max_steps=2, limit_val_batches=0).fit(
+        model, data
+    )
+    return record.steps
+
+
+class LinearGaussian(LatentEBM):
+    """A model whose posterior is exact, so log p(x) needs no luck; its samples come from a table.
+
+    x = c Q z + b + σ ε with orthonormal columns Q.
+    """
+
+    def __init__(self):
+        torch.manual_seed(1)
+        dim, latent_dim, c, sigma = 16, 3, 0.8, 0.4
+        encoder = MLP(dim, [], 2 * latent_dim)
+        decoder = MLP(latent_dim, [], dim, out_shape=[1, 4, 4])
+        q = torch.linalg.qr(torch.randn(dim, latent_dim))[0]
+        bias = 0.1 * torch.randn(dim)
+        shrink = c / (c**2 + sigma**2)
+        log_variance = torch.tensor(sigma**2 / (c**2 + sigma**2)).log()
+        with torch.no_grad():
+            decoder[1].weight.copy_(c * q)
+            decoder[1].bias.copy_(bias)
+            encoder[1].weight.copy_(torch.cat([shrink * q.T, torch.zeros(latent_dim, dim)]))
+            mean = -shrink * q.T @ bias
+            encoder[1].bias.copy_(torch.cat([mean, log_variance.expand(latent_dim)]))
+        likelihood = GaussianLikelihood(decoder, sigma)
+        latent = LatentVariableModel(GaussianPrior(3), AmortizedPosterior(encoder), likelihood)
+        super().__init__(latent, {"posterior": 0.0, "likelihood": 0.0})
+        covariance = c**2 * q @ q.T + sigma**2 * torch.eye(dim)
+        self.marginal = torch.distributions.MultivariateNormal(bias, covariance)
+        self.table = torch.randn(40, 1, 4, 4).clamp(-1, 1)
+        self.asked = []
+
+    def sample(self, num, generator=None, noise=False):
+        self.asked.append(num)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return self.table[rank::world][:num]
+
+
+def evaluate(**settings):
+    """Figures of a validation, and how many samples this rank was asked for."""
+    seed_everything(SEED, verbose=False)
+    model = LinearGaussian()
+    # 21 images: the shares of two ranks differ
+    data = ImageDataModule("Synthetic", 4, 1, batch_size=4, num_synthetic=210)
+    quality = SampleQuality(PixelFeatures((1, 4, 4)), num=40)
+    callbacks = [Reconstructions(), Likelihood(num_samples=2), quality]
+    trainer = Trainer(**QUIET, **settings, callbacks=callbacks, precision="64-true")
+    with torch.no_grad():
+        trainer.validate(model, data, verbose=False)
+    figures = {k: v.clone() for k, v in trainer.callback_metrics.items()}
+    x = torch.cat([x for x, _ in data.batches("val")]).double()
+    return {"figures": figures, "asked": model.asked, "x": x, "truth": model.marginal}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    settings = {"devices": 2, "strategy": "ddp"}
+    result = {"train": train(**settings), "evaluate": evaluate(**settings)}
+    result["evaluate"].pop("truth")
+    rank = torch.distributed.get_rank()
+    torch.save(result, Path(sys.argv[1]) / f"rank_{rank}.pt")
