@@ -14,7 +14,7 @@ RECIPES = recipe_names()
 FEW = {
     "num": 8,  # samples of a callback
     "num_samples": 2,  # importance samples
-    "resolution": 10,
+    "resolution": 80,
     "bins": 5,
 }
 """What stands in for the costly numbers of callbacks."""
