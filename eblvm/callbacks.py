@@ -154,5 +154,5 @@ class CompileNetworks(Callback):
 
 def networks(module: nn.Module) -> list[nn.Module]:
     """The encoders, decoders and nets inside a learner, the parts worth compiling."""
-    names = ("encoder", "decoder", "net")
+    names = ("encoder", "decoder", "net", "network")
     return [m for name, m in module.named_modules() if name.rpartition(".")[2] in names]

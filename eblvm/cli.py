@@ -116,10 +116,11 @@ def _wide(table: object) -> str:
 def sample(arguments: Sequence[str]) -> None:
     """`eblvm sample --ckpt FILE --num 64 --out samples.png`."""
     parser = argparse.ArgumentParser("eblvm sample", description="Draw from a trained model.")
-    parser.add_argument("--ckpt", required=True, help="checkpoint file of a run")
+    parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
     parser.add_argument("--num", type=int, default=64, help="number of samples (64)")
     parser.add_argument("--out", default="samples.png", help=".png, .txt, or .pt for a tensor")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noise", action="store_true", help="draw from p(x|z), not its mean")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
     options = parser.parse_args(arguments)
     if options.num < 1:
@@ -130,7 +131,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     from eblvm.training import draw
 
-    print(draw(options.ckpt, options.num, options.out, options.seed, options.device))
+    print(draw(**vars(options)))
 
 
 COMMANDS = {"recipes": recipes, "sample": sample}

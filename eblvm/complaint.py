@@ -40,6 +40,8 @@ def retell(message: str, options: Iterable[str] = ()) -> str:
     message = re.sub(r"<class '(?!NoneType)(?:[\w.]*\.)?(\w+)'>", r"\1", message)
     if unknown := re.match(r"\s*unrecognized arguments: --([\w.]+)", message):
         return f"there is no option --{unknown[1]}.{nearest(unknown[1], options)}"
+    if stray := re.match(r"\s*unrecognized arguments: ([^-\s]\S*)", message):
+        return f"unexpected argument {stray[1]!r}; a recipe is given as --config {stray[1]}"
     if missing := re.search(r"arguments are required: (.*)", message):
         names = ", ".join(f"--{name.partition('.')[2] or name}" for name in missing[1].split(", "))
         return f"no recipe given: add --config NAME (`eblvm recipes` lists them). Missing: {names}"

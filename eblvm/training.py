@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from eblvm.callbacks import CompileNetworks, Interrupt, Progress, RandomState
@@ -31,6 +32,7 @@ from eblvm.checkpoint import check_weights, load, read_checkpoint
 from eblvm.cli import UserError, recipe_root, resolve_recipe
 from eblvm.complaint import retell
 from eblvm.models.learner import NonFiniteError
+from eblvm.samplers import compilation
 
 RUN_DIR = "EBLVM_RUN_DIR"
 
@@ -73,6 +75,7 @@ class CommandLine(LightningCLI):
         self.recipe = recipe
         self.continued = continued
         self.run_dir: Path | None = None
+        self.claimed: Path | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -123,13 +126,18 @@ class CommandLine(LightningCLI):
         # only the first rank writes, and callbacks ask it where.
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0
         inherited = os.environ.get(RUN_DIR) if launched else None
-        self.run_dir = Path(inherited or self.continued or next_run_dir(options.runs, self.recipe))
+        if getattr(rank_zero_only, "rank", 0) == 0 and not self.continued:
+            self.run_dir = self.claimed = claim_run_dir(options.runs, self.recipe)
+        else:
+            known = inherited or self.continued or next_run_dir(options.runs, self.recipe)
+            self.run_dir = Path(known)
         os.environ[RUN_DIR] = str(self.run_dir)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = loggers(self.run_dir, self.recipe, options.wandb)
-            if self.continued:
-                keep_rows(kwargs["logger"][1], self.run_dir / "metrics.csv", options.ckpt_path)
         kwargs["default_root_dir"] = str(self.run_dir)
+        settings = self._get(self.config_init, "trainer")
+        if 0 < (settings.max_epochs or 0) < (settings.check_val_every_n_epoch or 1):
+            kwargs["check_val_every_n_epoch"] = settings.max_epochs  # a short run ends with a look
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bars = (RichProgressBar, TQDMProgressBar)
@@ -152,15 +160,26 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except MENDABLE as error:
+            self._discard()
             raise UserError(retell(str(error))) from error
 
     def fit(self, **arguments: Any) -> None:
-        """`Trainer.fit`, after a look at the parts and the checkpoint; errors say what to do."""
+        """`Trainer.fit`, after a look at the parts and the checkpoint; errors say what to do.
+
+        When chains are compiled depends on processor time, and rounding on that: a run that is to
+        be repeated exactly leaves them alone, unless asked by `--compile`.
+        """
+        with compilation("auto" if self._get(self.config, "compile") else "never"):
+            self._fit(arguments)
+
+    def _fit(self, arguments: dict[str, Any]) -> None:
         try:
-            check(self.model, self.datamodule)
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others wait for its downloads
+                check(self.model, self.datamodule)
             self._check_weights(arguments.get("ckpt_path"))
             if self.trainer.is_global_zero:
                 make_folder(Path(str(self.run_dir)), "--runs")
+                self._keep_rows(arguments.get("ckpt_path"))
             with mendable():
                 self.trainer.fit(**arguments)
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -178,9 +197,16 @@ class CommandLine(LightningCLI):
         if self.trainer.is_global_zero:
             print(self._summary())
 
+    def _keep_rows(self, ckpt: str | None) -> None:
+        for logger in self.trainer.loggers:
+            if ckpt and self.continued and isinstance(logger, CSVLogger):
+                keep_rows(logger, Path(str(self.run_dir)) / "metrics.csv", ckpt)
+
     def _evaluate(self, name: str, arguments: dict[str, Any]) -> Any:
         self._check_weights(arguments.get("ckpt_path"))
-        with mendable():
+        if arguments.get("ckpt_path") is None:
+            sys.stderr.write("eblvm: no --ckpt_path, so the weights are untrained.\n")
+        with mendable(), compilation("never"):
             return getattr(self.trainer, name)(**arguments)
 
     def validate(self, **arguments: Any) -> None:
@@ -191,7 +217,12 @@ class CommandLine(LightningCLI):
         """`Trainer.test`; the metrics go to `test.json` in the run folder, too."""
         self._evaluate("test", arguments)
         if self.trainer.is_global_zero:
-            metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            metrics: dict[str, Any] = {
+                k: float(v) for k, v in self.trainer.callback_metrics.items()
+            }
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            protocols = {type(c).__name__: getattr(c, "protocol", None) for c in callbacks}
+            metrics["protocol"] = {name: p for name, p in protocols.items() if p}
             path = Path(self.trainer.default_root_dir) / "test.json"
             path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print(f"metrics: {display(path)}")
@@ -246,7 +277,19 @@ class CommandLine(LightningCLI):
             wandb.run.finish()
         failed = sys.exc_info()[0] is not None or self.trainer.global_step == 0
         if failed and not any(self.run_dir.rglob("*.ckpt")):
-            shutil.rmtree(self.run_dir, ignore_errors=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove the folder that this process made, and what it made above it."""
+        if self.claimed is None:
+            return
+        shutil.rmtree(self.claimed, ignore_errors=True)
+        top = Path(self._get(self.config, "runs")).absolute()
+        for folder in self.claimed.parents:
+            if not folder.is_relative_to(top) or any(folder.iterdir()):
+                break
+            folder.rmdir()
+        self.claimed = None
 
 
 @contextmanager
@@ -338,6 +381,30 @@ def next_run_dir(runs: str, recipe: str) -> Path:
     return folder / f"version_{number}"
 
 
+def claim_run_dir(runs: str, recipe: str) -> Path:
+    """Make the first free run folder, which no other run then gets.
+
+    Raises:
+        UserError: If nothing can be written there.
+    """
+    while True:
+        folder = next_run_dir(runs, recipe)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise UserError(
+                    f"cannot write to {folder}: there is a file in its place. Choose another "
+                    "folder with --runs."
+                ) from error
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            raise UserError(
+                f"cannot write to {folder}: {reason}. Choose another folder with --runs."
+            ) from error
+
+
 def check(model: Any, data: LightningDataModule) -> None:
     """Run the model's loss on two rows of real data before anything is written.
 
@@ -351,6 +418,8 @@ def check(model: Any, data: LightningDataModule) -> None:
         batch = data.on_after_batch_transfer(batch, 0)
     except MENDABLE as error:
         raise UserError(str(error)) from error
+    if not hasattr(model, "terms"):  # a module that is no Learner has nothing to try
+        return
     x, label = (part[:2] for part in batch)
     try:
         with torch.random.fork_rng(), torch.no_grad():
@@ -400,15 +469,20 @@ def display(path: Path | None) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def draw(ckpt: str, num: int, out: str, seed: int, device: str | None) -> str:
+def draw(
+    ckpt: str, num: int, out: str, seed: int, device: str | None = None, noise: bool = False
+) -> str:
     """Draw samples of a checkpoint into a file; the sentence that says so.
 
     Images become a grid, 2-D points a scatter plot, tokens lines of text; `.pt` keeps the tensor.
     """
     from eblvm.pictures import save_samples
 
-    model: Any = load(ckpt, device)
-    samples = model.sample(num, torch.Generator(model.device).manual_seed(seed))
+    with mendable():
+        model: Any = load(ckpt, device)
+        if not hasattr(model, "sample"):
+            raise UserError(f"{ckpt} is of a {type(model).__name__}, which draws no samples.")
+        samples = model.sample(num, torch.Generator(model.device).manual_seed(seed), noise)
     try:
         save_samples(samples.cpu(), Path(out))
     except (ValueError, OSError) as error:
@@ -486,13 +560,13 @@ def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str, Path | 
     flags = iter(arguments)
     for argument in flags:
         flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c", "--ckpt_path") and not equals:
+        if flag in ("--config", "-c", "--ckpt_path", "--ckpt") and not equals:
             value = next(flags, "")
         if flag in ("--config", "-c"):
             path = resolve_recipe(value)
             recipe = recipe or recipe_name(path)
             argument = f"--config={path}"
-        elif flag == "--ckpt_path":
+        elif flag in ("--ckpt_path", "--ckpt"):
             ckpt = value
             argument = f"--ckpt_path={value}"
         resolved.append(argument)

@@ -91,7 +91,8 @@ class LatentEBM(Learner):
         self, x: Tensor, num_samples: int = 100, generator: torch.Generator | None = None
     ) -> Tensor:
         """log p(x), estimated, with shape `(B,)`, in nats."""
-        return self.latent.log_likelihood(x, num_samples, generator=generator)
+        log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
+        return self.latent.log_likelihood(x, num_samples, log_z, generator)
 
     @torch.no_grad()
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What one of several ranks does in `test_distributed.py`, where it is run as a script."""
 
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -124,7 +125,10 @@ def evaluate(**settings):
     data = ImageDataModule("Synthetic", 4, 1, batch_size=4, num_synthetic=210)
     quality = SampleQuality(PixelFeatures((1, 4, 4)), num=40)
     callbacks = [Reconstructions(), Likelihood(num_samples=2), quality]
-    trainer = Trainer(**QUIET, **settings, callbacks=callbacks, precision="64-true")
+    folder = tempfile.mkdtemp()  # for the pictures
+    trainer = Trainer(
+        **QUIET, **settings, callbacks=callbacks, precision="64-true", default_root_dir=folder
+    )
     with torch.no_grad():
         trainer.validate(model, data, verbose=False)
     figures = {k: v.clone() for k, v in trainer.callback_metrics.items()}

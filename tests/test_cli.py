@@ -67,6 +67,7 @@ def test_unknown_command_and_recipe_name_the_near_ones(eblvm):
 
 CLI_ERRORS = {
     "no recipe": ([], "--config NAME"),
+    "recipe without its flag": (["image/vae_digits"], "--config image/vae_digits"),
     "trainer option": (["--trainer.acelerator=cpu"], "Did you mean trainer.accelerator"),
     "data option": (["--data.batch_siz=4"], "Did you mean batch_size?"),
     "nested option": (["--model.latent.prior.tilt.hidden_dim=[3]"], "Did you mean hidden_dims"),
@@ -308,3 +309,52 @@ def test_interrupt_keeps_the_state_and_the_command_it_prints_resumes(eblvm, tiny
     assert done.status == 0, done.err
     assert os.listdir("runs/tiny") == ["version_0"]  # the run goes on in its folder
     assert torch.load(resume[1])["global_step"] == step + 7
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path):
+    from eblvm.training import claim_run_dir, next_run_dir
+
+    assert next_run_dir(str(tmp_path), "a/b").name == "version_0"
+    folders = [claim_run_dir(str(tmp_path), "a/b") for _ in range(3)]
+    assert [f.name for f in folders] == ["version_0", "version_1", "version_2"]
+    assert all(f.is_dir() for f in folders)
+
+
+def test_a_run_shorter_than_its_validation_interval_still_ends_with_a_look(eblvm, tiny):
+    done = eblvm("fit", "--config", tiny, "--trainer.check_val_every_n_epoch=50")
+    assert done.status == 0, done.err
+    assert list(Path("runs").rglob("best.ckpt"))
+
+
+def test_chains_of_a_run_are_never_compiled_behind_its_back(eblvm, tiny, monkeypatch):
+    # when that happens depends on processor time, and a resumed run would differ in rounding
+    from eblvm.samplers import compiled
+
+    monkeypatch.setattr(compiled, "COMPILE_AFTER", 0.0)
+    before = len(compiled.compilation_report())
+    chains = ["--model.latent.prior.sampler.num_steps=40"]
+    assert eblvm("fit", "--config", tiny, *chains).status == 0
+    assert len(compiled.compilation_report()) == before
+
+
+def test_sampling_from_what_cannot_sample_says_so(eblvm):
+    fit = ("fit", "--config", "image/classifier_digits", "--trainer.max_epochs=1")
+    assert eblvm(*fit, "--trainer.limit_train_batches=1").status == 0
+    (ckpt,) = Path("runs").rglob("last.ckpt")
+    wrong = eblvm("sample", "--ckpt_path", ckpt)
+    assert wrong.status == 2 and "ImageClassifier, which draws no samples" in wrong.err
+
+
+def test_untrained_weights_are_announced(eblvm, tiny):
+    done = eblvm("test", "--config", tiny)
+    assert done.status == 0 and "untrained" in done.err
+
+
+def test_how_figures_were_made_stands_beside_them(eblvm):
+    fit = ("fit", "--config", "image/vae_digits", "--trainer.max_epochs=1")
+    assert eblvm(*fit, "--trainer.limit_train_batches=1").status == 0
+    (ckpt,) = Path("runs").rglob("best.ckpt")
+    assert eblvm("test", "--ckpt", ckpt).status == 0
+    (path,) = Path("runs").rglob("test.json")
+    protocol = json.loads(path.read_text())["protocol"]["SampleQuality"]
+    assert protocol["num_fake"] == 2000 and len(protocol["weights_sha256"]) == 64

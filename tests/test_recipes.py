@@ -81,8 +81,9 @@ def with_cheap_callbacks(name, folder):
 def test_head_says_what_where_from_and_how(name):
     path = recipe_root() / f"{name}.yaml"
     head = recipe_head(path)
-    assert {"method", "data", "paper", "run"} <= head.keys()
+    assert {"method", "data", "paper", "run", "cost", "expect"} <= head.keys()
     assert all(head.values())
+    assert not re.search("TBD|COST-|EXPECT-", path.read_text())
     assert f"eblvm fit --config {name}" in head["run"]
     text = path.read_text()
     assert not re.search(r"(?<![\w.*:])/(?:home|root|work|data|mnt|tmp|scratch|Users)\b", text)
