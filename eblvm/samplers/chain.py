@@ -1,7 +1,8 @@
 """What a kernel is called with, and what it hands back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,7 +10,11 @@ from torch import Tensor
 from .frozen import frozen
 from .score import EnergyFn
 
-__all__ = ["Chain", "Sampler", "energies_along"]
+if TYPE_CHECKING:
+    from .kernel import Kernel
+    from .tempering import ParallelTempering
+
+__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along"]
 
 
 @runtime_checkable
@@ -39,6 +44,21 @@ class Chain:
     trajectory: Tensor
     energies: Tensor
     acceptance: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSetup:
+    """A chain that a model runs in training, laid out so that others can run it too.
+
+    Arguments:
+        energy: What it samples, `(B, *event) -> (B,)`.
+        sampler: Its rule, with its own number of steps and step size.
+        start: Starts `(num, *event)`, from `(num, generator)`.
+    """
+
+    energy: EnergyFn
+    sampler: "Kernel | ParallelTempering"
+    start: Callable[[int, torch.Generator | None], Tensor]
 
 
 def energies_along(energy: EnergyFn, trajectory: Tensor) -> Tensor:
