@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .kernel import Kernel
     from .tempering import ParallelTempering
 
-__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along"]
+__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along", "room"]
 
 
 @runtime_checkable
@@ -61,10 +61,16 @@ class ChainSetup:
     start: Callable[[int, torch.Generator | None], Tensor]
 
 
+def room(num: int, x: Tensor) -> Tensor:
+    """Where `num` states like `x` will be kept; writable also under `torch.inference_mode`."""
+    with torch.inference_mode(False):
+        return x.new_empty((num, *x.shape))
+
+
 def energies_along(energy: EnergyFn, trajectory: Tensor) -> Tensor:
     """Energies `(N, B)` of the states `(N, B, *event)` of a trajectory, one batch at a time."""
-    energies = trajectory.new_empty(trajectory.shape[:2])
     with frozen(energy), torch.no_grad():
+        energies = trajectory.new_empty(trajectory.shape[:2])
         for i, x in enumerate(trajectory):
             energies[i] = energy(x)
     return energies
