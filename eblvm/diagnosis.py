@@ -249,7 +249,8 @@ def table(name: str, content: Mapping[str, Any]) -> "Table":
     from rich.table import Table
 
     own, first, last = content["training_steps"], content["long_from"], content["num_steps"]
-    heads = (f"short: steps 1–{own}, as in training", f"long: steps {first}–{last}")
+    short = f"short: steps 1–{own}, as in training" if own else "short: training takes no step"
+    heads = (short, f"long: steps {first}–{last}")
     result = Table(name, *heads, box=None, header_style="bold")
     for row, key in ROWS.items():
         values = [content[stretch].get(key) for stretch in ("short", "long")]

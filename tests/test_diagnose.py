@@ -204,6 +204,15 @@ def test_annealed_settings_go_on_at_their_last():
     assert diagnosis.continued(ladder, 7).kernel is ladder.kernel
 
 
+def test_a_chain_of_no_steps_is_compared_by_its_start():
+    run = diagnosis.run_chains(ChainSetup(gaussian, Langevin(0, 0.5), far), 8, 4000, seeded())
+    result = diagnosis.summary(run)
+    assert result["training_steps"] == 0 and result["short"]["num_draws"] == 0
+    assert result["energy_gap"] == pytest.approx(36 - result["long"]["energy_mean"])
+    assert "has not converged" in result["reading"]
+    assert "no step" in diagnosis.table("prior", result).columns[1].header
+
+
 def test_large_events_are_looked_at_in_part():
     assert diagnosis.coordinates(5).tolist() == [0, 1, 2, 3, 4]
     assert diagnosis.coordinates(1).tolist() == [0]
