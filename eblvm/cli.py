@@ -12,10 +12,14 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eblvm import __version__
 
-__all__ = ["main", "recipe_names", "resolve_recipe"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["main", "print_table", "recipe_names", "resolve_recipe"]
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -26,6 +30,7 @@ Train, compare and invent energy-based latent-variable models.
   eblvm fit --config image/lebm_digits           train one; any value can be overridden
   eblvm test --ckpt_path RUN/checkpoints/best.ckpt
   eblvm sample --ckpt RUN/checkpoints/best.ckpt --num 64 --out samples.png
+  eblvm diagnose --ckpt RUN/checkpoints/best.ckpt  have the chains of training converged?
 """
 
 
@@ -89,13 +94,19 @@ def recipes(arguments: Sequence[str]) -> None:
         sys.stdout.write(resolve_recipe(options.name).read_text(encoding="utf-8"))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("recipe", "method", "data", "paper", box=None, header_style="bold")
     for name in recipe_names():
         head = recipe_head(recipe_root() / f"{name}.yaml")
         table.add_row(name, *(head.get(key, "") for key in ("method", "data", "paper")))
+    print_table(table)
+
+
+def print_table(table: "Table") -> None:
+    """The table as the terminal's width allows; without line breaks into pipes and files."""
+    from rich.console import Console
+
     console = Console()
     if console.is_terminal:
         console.print(table)
@@ -103,7 +114,7 @@ def recipes(arguments: Sequence[str]) -> None:
         sys.stdout.write(_wide(table))
 
 
-def _wide(table: object) -> str:
+def _wide(table: "Table") -> str:
     """The table without line breaks, for pipes and `grep`."""
     from rich.console import Console
 
@@ -134,7 +145,29 @@ def sample(arguments: Sequence[str]) -> None:
     print(draw(**vars(options)))
 
 
-COMMANDS = {"recipes": recipes, "sample": sample}
+def diagnose(arguments: Sequence[str]) -> None:
+    """`eblvm diagnose --ckpt FILE --num-chains 64 --num-steps 2000`."""
+    parser = argparse.ArgumentParser(
+        "eblvm diagnose", description="Run a trained model's own chains for long: have they mixed?"
+    )
+    parser.add_argument("--ckpt", required=True, help="checkpoint file of a run")
+    parser.add_argument("--num-chains", type=int, default=64, help="chains side by side (64)")
+    parser.add_argument(
+        "--num-steps", type=int, default=2000, help="steps, those of training first (2000)"
+    )
+    parser.add_argument("--out", default=None, help="folder of figures and JSON (the run's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    options = parser.parse_args(arguments)
+    if options.num_chains < 2:
+        parser.error(f"--num-chains is {options.num_chains}; expected 2 or more, to be compared")
+
+    from eblvm.diagnosis import diagnose as run
+
+    run(**vars(options))
+
+
+COMMANDS = {"recipes": recipes, "sample": sample, "diagnose": diagnose}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

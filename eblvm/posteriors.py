@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .likelihoods import Likelihood
 from .priors import Prior
-from .samplers import Kernel, noise_like
+from .samplers import ChainSetup, Kernel, noise_like
 
 __all__ = ["AmortizedPosterior", "Inference", "LangevinPosterior", "Posterior"]
 
@@ -50,6 +50,10 @@ class Posterior(nn.Module, ABC):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each `(B, D)`, of a Gaussian to draw importance samples from."""
+
+    def chain(self, x: Tensor, prior: Prior, likelihood: Likelihood) -> ChainSetup | None:
+        """The chain behind `forward` for data `(B, *event)`; None if there is none."""
+        return None
 
 
 class AmortizedPosterior(Posterior):
@@ -115,11 +119,19 @@ class LangevinPosterior(Posterior):
         likelihood: Likelihood,
         generator: torch.Generator | None = None,
     ) -> Inference:
-        def energy(z: Tensor) -> Tensor:
-            return prior.energy(z) - likelihood.log_prob(x, z)
+        chain = self.chain(x, prior, likelihood)
+        return Inference(chain.sampler(chain.energy, chain.start(len(x), generator), generator))
 
-        start = noise_like(prior.origin.expand(len(x), -1), generator)
-        return Inference(self.sampler(energy, start, generator))
+    def chain(self, x: Tensor, prior: Prior, likelihood: Likelihood) -> ChainSetup:
+        """One chain per row of `x`; a single row serves any number of chains."""
+
+        def energy(z: Tensor) -> Tensor:
+            return prior.energy(z) - likelihood.log_prob(x.expand(len(z), *x.shape[1:]), z)
+
+        def start(num: int, generator: torch.Generator | None) -> Tensor:
+            return noise_like(prior.origin.expand(num, -1), generator)
+
+        return ChainSetup(energy, self.sampler, start)
 
     def proposal(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .energies import Energy
 from .objectives.contrastive import contrastive_divergence
 from .objectives.variational import gaussian_kl
-from .samplers import Kernel, ParallelTempering, noise_like
+from .samplers import ChainSetup, Kernel, ParallelTempering, noise_like
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -66,6 +66,10 @@ class Prior(nn.Module, ABC):
         """
         log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
         return log_q - 0.5 * self.latent_dim * math.log(2 * math.pi) + self.loss(z, generator)
+
+    def chain(self) -> ChainSetup | None:
+        """The chain behind `sample` and `loss`; None if draws are exact."""
+        return None
 
     @torch.no_grad()
     def log_normalizer(self, num: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
@@ -130,6 +134,9 @@ class EnergyPrior(GaussianPrior):
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         return self.sampler(self.energy, self._noise(num, generator), generator)
+
+    def chain(self) -> ChainSetup:
+        return ChainSetup(self.energy, self.sampler, self._noise)
 
     def _contrast(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
         """tilt(z) minus the tilt of as many samples of the prior, with shape `(B,)`."""

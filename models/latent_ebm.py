@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics.grid import Bounds, grid_points, push_forward
+from eblvm.samplers import ChainSetup
 
 from .learner import Learner
 
@@ -93,6 +94,20 @@ class LatentEBM(Learner):
         """log p(x), estimated, with shape `(B,)`, in nats."""
         log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
         return self.latent.log_likelihood(x, num_samples, log_z, generator)
+
+    def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
+        """The chains of training: the prior's, and the posterior's for one datum of the model.
+
+        Arguments:
+            generator: Draws the datum.
+        """
+        prior, likelihood = self.latent.prior, self.latent.likelihood
+        x = self.sample(1, generator, noise=True)
+        found = {
+            "prior": prior.chain(),
+            "posterior": self.latent.posterior.chain(x, prior, likelihood),
+        }
+        return {name: chain for name, chain in found.items() if chain is not None}
 
     @torch.no_grad()
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:

@@ -114,11 +114,18 @@ def test_import_is_light():
     assert light < 0.25 * lightning  # the promise is 1.1; attributes are imported when touched
 
 
+BOTH = """
+import time
+import pytorch_lightning
+lightning = time.process_time()
+import eblvm.models
+print(time.process_time() / lightning)
+"""
+
+
 @pytest.mark.slow
 def test_importing_all_costs_hardly_more_than_lightning():
-    pairs = [
-        (cpu_seconds("import eblvm.models"), cpu_seconds("import pytorch_lightning"))
-        for _ in range(3)
-    ]
-    ours, lightning = (min(side) for side in zip(*pairs, strict=True))
-    assert ours < 1.1 * lightning, (ours, lightning)
+    """In one process: ours is Lightning plus a rest. Two processes differ by more than the rest."""
+    command = [sys.executable, "-c", BOTH]
+    ratios = [float(subprocess.check_output(command, text=True)) for _ in range(3)]
+    assert min(ratios) < 1.1, ratios

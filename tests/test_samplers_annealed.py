@@ -137,6 +137,15 @@ def test_tempering_has_the_right_moments_at_temperature_one():
     assert z.abs().max() < 4.5, z
 
 
+def test_tempering_counts_one_gradient_per_move_of_all_temperatures():
+    energy = Counted(gaussian)
+    ParallelTempering(MALA(3, 0.3), (1.0, 2.0, 4.0), num_swaps=5)(energy, torch.zeros(4, 2))
+    assert energy.count == 3 * 5 + 1
+    energy = Counted(gaussian)
+    ParallelTempering(HMC(1, 0.3, num_leapfrog=4), (1.0, 2.0), 5)(energy, torch.zeros(4, 2))
+    assert energy.count == 4 * 5 + 1
+
+
 def test_tempering_settings_are_checked():
     with pytest.raises(ValueError, match="expected 1 first, then rising"):
         ParallelTempering(MALA(1, 0.1), (2.0, 4.0), 3)

@@ -46,6 +46,14 @@ def test_equal_to_arviz(name):
         assert float(ours(x)) == pytest.approx(float(theirs), rel=1e-9), ours.__name__
 
 
+def test_autocorrelation_equals_arviz():
+    stats = pytest.importorskip("arviz_stats.base").array_stats
+    for x in CASES.values():
+        ours = diagnostics.autocorrelation(x)
+        for i in range(x.shape[1]):
+            assert abs(stats.autocorr(x[:, i].numpy()) - ours[:, i].numpy()).max() < 1e-12
+
+
 @pytest.mark.parametrize("rho", [0.5, 0.9, -0.3])
 def test_ess_of_an_autoregression(rho):
     # Truth (1 − ρ)/(1 + ρ) per draw; ten percent covers the noise of 80,000 draws (5 % seen).

@@ -8,7 +8,16 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import spectral_norm as hook_spectral_norm
 
-from eblvm.samplers import Langevin, frozen, score
+from eblvm.samplers import (
+    AIS,
+    HMC,
+    MALA,
+    Langevin,
+    ParallelTempering,
+    Underdamped,
+    frozen,
+    score,
+)
 from eblvm.samplers.frozen import MAX_SNAPSHOT, held_modules
 
 
@@ -164,6 +173,56 @@ def test_chains_run_without_the_callers_gradients(guard):
         s = score(net, start)
     assert torch.equal(expected, got)
     assert not got.is_inference() and not got.requires_grad and s.shape == x.shape
+
+
+EVERY = {
+    "Langevin": Langevin(3, 0.1),
+    "MALA": MALA(3, 0.1),
+    "HMC": HMC(2, 0.1, num_leapfrog=2),
+    "underdamped": Underdamped(3, 0.1),
+    "tempering": ParallelTempering(MALA(2, 0.1), (1.0, 2.0), 3),
+}
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_runs_and_records_without_the_callers_gradients(name, guard):
+    net, x = Conditional(), torch.randn(5, 3)
+    before = snapshot(net)
+    expected = EVERY[name](net, x, torch.Generator().manual_seed(1))
+    with guard():
+        start = x.clone()
+        got = EVERY[name](net, start, torch.Generator().manual_seed(1))
+        chain = EVERY[name].run(net, start, torch.Generator().manual_seed(1))
+        chain = chain[0] if isinstance(chain, tuple) else chain
+    assert torch.equal(got, expected) and torch.equal(chain.x, expected)
+    for t in (got, chain.trajectory, chain.energies):
+        assert not t.is_inference() and not t.requires_grad
+    assert_same(before, snapshot(net))
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_annealed_importance_sampling_runs_without_the_callers_gradients(guard):
+    net, x, ais = Conditional(), torch.randn(5, 3), AIS(4, MALA(2, 0.1))
+    before = snapshot(net)
+    for way in (ais.forward, ais.reverse):
+        expected = way(net, x, torch.Generator().manual_seed(1))
+        with guard():
+            got = way(net, x.clone(), torch.Generator().manual_seed(1))
+        assert got.value == expected.value and not got.x.is_inference()
+        assert not got.log_weights.requires_grad
+    assert_same(before, snapshot(net))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sampler_honors_autocast(name):
+    net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+    x = torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = EVERY[name](net, x, torch.Generator().manual_seed(1))
+    high = EVERY[name](net, x, torch.Generator().manual_seed(1))
+    assert low.dtype == torch.float32 and not torch.equal(low, high)
+    torch.testing.assert_close(low, high, atol=1e-2, rtol=1e-2)  # 8 bits; no rejection is near
 
 
 def test_tensors_from_inference_mode_inside_an_energy_are_explained():

@@ -8,7 +8,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eblvm.samplers import Chain, Langevin, Sampler, score
+from eblvm.samplers import (
+    AIS,
+    HMC,
+    MALA,
+    Chain,
+    Langevin,
+    ParallelTempering,
+    Sampler,
+    Underdamped,
+    score,
+)
 
 
 def gaussian(variance):
@@ -188,11 +198,23 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def test_memory_does_not_grow_with_the_number_of_steps():
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda n, x: Langevin(n, 0.1)(gaussian(1.0), x),
+        lambda n, x: MALA(n, 0.1)(gaussian(1.0), x),
+        lambda n, x: HMC(n, 0.1, num_leapfrog=2)(gaussian(1.0), x),
+        lambda n, x: Underdamped(n, 0.1)(gaussian(1.0), x),
+        lambda n, x: ParallelTempering(MALA(n // 2, 0.1), (1.0, 2.0), 2)(gaussian(1.0), x),
+        lambda n, x: AIS(2, MALA(n // 2, 0.1)).forward(gaussian(1.0), x),
+    ],
+    ids=["Langevin", "MALA", "HMC", "underdamped", "tempering", "AIS"],
+)
+def test_memory_does_not_grow_with_the_number_of_steps(run):
     peaks = []
-    for num_steps in (200, 2000):
+    for num_steps in (200, 1000):
         with LiveBytes() as mode:
-            Langevin(num_steps, 0.1)(gaussian(1.0), torch.zeros(1000, 2))
+            run(num_steps, torch.zeros(2000, 2))
         peaks.append(mode.peak)
     assert peaks[1] <= peaks[0] * 1.01  # the noise block is full in both
 

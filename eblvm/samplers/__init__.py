@@ -2,7 +2,7 @@
 
 from . import diagnostics
 from .annealed import AIS, LogNormalizer
-from .chain import Chain, Sampler
+from .chain import Chain, ChainSetup, Sampler
 from .compiled import compilation, compilation_report
 from .frozen import frozen
 from .gibbs import Gibbs
@@ -21,6 +21,7 @@ __all__ = [
     "frozen",
     "Sampler",
     "Chain",
+    "ChainSetup",
     "Kernel",
     "Langevin",
     "MALA",

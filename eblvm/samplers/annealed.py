@@ -126,8 +126,9 @@ class AIS:
     ) -> LogNormalizer:
         betas = self._schedule()
         n = self.kernel.num_steps
-        log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         with frozen(energy):
+            x = x.clone() if x.is_inference() else x
+            log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             potential = Potential(energy, x, n * len(betas))
             state = self.kernel.start(potential, x, generator)
             coefficients = self.kernel.coefficients(0, x)
@@ -148,7 +149,7 @@ class AIS:
             effective_sample_size=effective_sample_size(log_weights),
             log_weights=log_weights,
             x=state[0],
-            acceptance=state[3] / (n * (len(betas) - 1)),
+            acceptance=state[3] / max(1, n * (len(betas) - 1)),
         )
 
     def _base(self, x: Tensor) -> Tensor:
@@ -177,10 +178,8 @@ class AIS:
             pull = (x - self.base_mean) * ((1 - beta) / self.base_scale**2)
             return beta * e + (1 - beta) * self._base(x), pull.add(g, alpha=beta)
 
-        noise = self.kernel.draw(self.kernel.num_steps, state[0], generator)
-        for i in range(self.kernel.num_steps):
-            drawn = tuple(e[i] for e in noise)
-            state = self.kernel.rule(potential, state, drawn, coefficients, temper=temper)
+        for noise in self.kernel.drawn(self.kernel.num_steps, state[0], generator):
+            state = self.kernel.rule(potential, state, noise, coefficients, temper=temper)
         return state
 
 

@@ -1,7 +1,8 @@
 """What a kernel is called with, and what it hands back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,7 +10,11 @@ from torch import Tensor
 from .frozen import frozen
 from .score import EnergyFn
 
-__all__ = ["Chain", "Sampler", "energies_along"]
+if TYPE_CHECKING:
+    from .kernel import Kernel
+    from .tempering import ParallelTempering
+
+__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along", "room"]
 
 
 @runtime_checkable
@@ -41,10 +46,31 @@ class Chain:
     acceptance: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class ChainSetup:
+    """A chain that a model runs in training, laid out so that others can run it too.
+
+    Arguments:
+        energy: What it samples, `(B, *event) -> (B,)`.
+        sampler: Its rule, with its own number of steps and step size.
+        start: Starts `(num, *event)`, from `(num, generator)`.
+    """
+
+    energy: EnergyFn
+    sampler: "Kernel | ParallelTempering"
+    start: Callable[[int, torch.Generator | None], Tensor]
+
+
+def room(num: int, x: Tensor) -> Tensor:
+    """Where `num` states like `x` will be kept; writable also under `torch.inference_mode`."""
+    with torch.inference_mode(False):
+        return x.new_empty((num, *x.shape))
+
+
 def energies_along(energy: EnergyFn, trajectory: Tensor) -> Tensor:
     """Energies `(N, B)` of the states `(N, B, *event)` of a trajectory, one batch at a time."""
-    energies = trajectory.new_empty(trajectory.shape[:2])
     with frozen(energy), torch.no_grad():
+        energies = trajectory.new_empty(trajectory.shape[:2])
         for i, x in enumerate(trajectory):
             energies[i] = energy(x)
     return energies

@@ -7,13 +7,13 @@ noise in blocks, the trajectory kept on request, and the fastest gradient that a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along
+from .chain import Chain, energies_along, room
 from .compiled import Unrolled
 from .frozen import frozen
 from .noise import block_size, chain_generator
@@ -58,6 +58,14 @@ class Kernel(ABC):
     @abstractmethod
     def draw(self, n: int, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         """The noise of `n` steps: tensors `(n, B, …)`."""
+
+    def drawn(
+        self, n: int, x: Tensor, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The noise of `n` steps, one step's `(B, …)` after the other, drawn in bounded blocks."""
+        size = block_size(x)
+        for first in range(0, n, size):
+            yield from zip(*self.draw(min(size, n - first), x, generator), strict=True)
 
     @abstractmethod
     def coefficients(self, step: int, x: Tensor) -> tuple[Scale, ...]:
@@ -112,7 +120,7 @@ class Kernel(ABC):
         """
         if every < 1:
             raise ValueError(f"every is {every}; expected 1 or more.")
-        kept = x.new_empty((self.num_steps // every, *x.shape))
+        kept = room(self.num_steps // every, x)
         state = self._run(energy, x, generator, kept, every)
         return Chain(state[0], kept, energies_along(energy, kept), self.acceptance(state))
 

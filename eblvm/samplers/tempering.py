@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along
+from .chain import Chain, energies_along, room
 from .frozen import frozen
 from .hmc import HMC
 from .kernel import check_count
@@ -83,7 +83,7 @@ class ParallelTempering:
             The chain at temperature 1 (its acceptance is that of the moves), and the exchange rates
             `(K − 1,)` of neighboring temperatures.
         """
-        kept = x.new_empty((self.num_swaps, *x.shape))
+        kept = room(self.num_swaps, x)
         x, accepted, swapped = self._run(energy, x, generator, kept)
         return Chain(x, kept, energies_along(energy, kept), accepted), swapped
 
@@ -113,19 +113,17 @@ class ParallelTempering:
                 return beta * e, beta_event * g
 
             for swap in range(self.num_swaps):
-                noise = kernel.draw(n, rows, generator)
-                for i in range(n):
-                    drawn = tuple(e[i] for e in noise)
-                    state = kernel.rule(potential, state, drawn, coefficients, temper=temper)
+                for noise in kernel.drawn(n, rows, generator):
+                    state = kernel.rule(potential, state, noise, coefficients, temper=temper)
                 u01 = uniform(num, x, generator)[: num - 1]
                 state, rate = _exchange(state, 1 / t, u01, swap % 2)
                 exchanged = exchanged + rate
                 if kept is not None:
                     kept[swap] = state[0][:batch]
-        moves, tries = max(1, n * self.num_swaps), self.num_swaps
-        even = (torch.arange(num - 1, device=x.device) % 2) == 0
-        attempts = torch.where(even, (tries + 1) // 2, tries // 2).clamp(min=1)
-        return state[0][:batch].clone(), state[3][:batch] / moves, exchanged / attempts
+            moves, tries = max(1, n * self.num_swaps), self.num_swaps
+            even = (torch.arange(num - 1, device=x.device) % 2) == 0
+            attempts = torch.where(even, (tries + 1) // 2, tries // 2).clamp(min=1)
+            return state[0][:batch].clone(), state[3][:batch] / moves, exchanged / attempts
 
 
 def _exchange(
