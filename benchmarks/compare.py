@@ -89,12 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+", required=True, help="names without `test/`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
-    parser.add_argument("--override", nargs="*", default=[], help="such as --trainer.max_epochs=2")
-    options = parser.parse_args(arguments)
+    parser.epilog = "Other options, such as --trainer.max_epochs=2, go to `eblvm fit`."
+    options, overrides = parser.parse_known_args(arguments)
     rows = []
     for seed in options.seeds:
         for recipe in options.recipes:
-            row = train_and_test(recipe, seed, options.runs, options.override)
+            row = train_and_test(recipe, seed, options.runs, overrides)
             rows.append(row)
             figures = {m: round(row["metrics"][f"test/{m}"], 4) for m in options.metrics}
             print(f"{recipe} seed {seed}: {figures}, {row['fit_cpu_s']:.0f} CPU s", flush=True)
