@@ -1,6 +1,15 @@
 """Objectives: pure functions, tensors in, `(B,)` out, in nats."""
 
 from .contrastive import contrastive_divergence
+from .jeffrey import forward_kl, gaussian_jeffrey, gaussian_nll, reverse_kl
 from .variational import gaussian_kl, importance_bound
 
-__all__ = ["contrastive_divergence", "gaussian_kl", "importance_bound"]
+__all__ = [
+    "contrastive_divergence",
+    "forward_kl",
+    "gaussian_jeffrey",
+    "gaussian_kl",
+    "gaussian_nll",
+    "importance_bound",
+    "reverse_kl",
+]

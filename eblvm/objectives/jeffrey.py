@@ -1,0 +1,99 @@
+r"""The symmetric (Jeffrey) divergence between a generator and an energy, bounded by an encoder.
+
+A generator π(x, z) = p(z) p(x|z) has no tractable marginal, an energy p(x) ∝ exp(−E(x)) no
+tractable normalizer. Completed by one encoder q(z|x), to ρ(x, z) = p(x) q(z|x), both directions of
+the divergence are free of either:
+
+.. math::
+    KL(\pi \| \rho) &= \mathbb{E}_\pi[E(x) - \log q(z|x)] - H(\pi) + \log Z \\
+    KL(\rho \| \pi) &= \mathbb{E}_{p(x)}\bigl[KL(q(z|x) \| p(z))
+        - \mathbb{E}_q \log p(x|z)\bigr] - H(p)
+
+log Z cancels in the sum and is constant for generator and encoder anyway; H(π) is constant where
+the noise of p(x|z) is; and samples of p(x) are replaced by data, which is exact once the energy has
+learned. Each direction is an upper bound of that of the marginals, tight where q is the exact
+posterior.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .variational import gaussian_kl
+
+__all__ = ["forward_kl", "gaussian_jeffrey", "gaussian_nll", "reverse_kl"]
+
+
+def gaussian_nll(
+    z: Tensor, mean: Tensor, log_variance: Tensor, floor: float | None = None
+) -> Tensor:
+    r"""−log N(z; m, diag exp ℓ), in nats: with z's own x, a bound on the generator's entropy.
+
+    :math:`H(x) \ge H(x, z) + \mathbb{E}_\pi[\log q(z|x)]`, with equality at the exact posterior.
+
+    Arguments:
+        z: The latents that made x, with shape `(B, D)`.
+        mean: m of q(z|x), with shape `(B, D)`.
+        log_variance: ℓ of q(z|x), with shape `(B, D)`.
+        floor: The least ℓ: where an encoder is confident and wrong, exp(−ℓ) explodes. None: none.
+
+    Returns:
+        Nats, with shape `(B,)`.
+    """
+    if floor is not None:
+        log_variance = log_variance.clamp(min=floor)
+    error = (z - mean).square() * torch.exp(-log_variance)
+    return 0.5 * (error + log_variance + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def reverse_kl(energy: Tensor, entropy_bound: Tensor) -> Tensor:
+    r"""KL(π ‖ ρ) up to constants: the energy of samples, and −log q(z|x) of their own latents.
+
+    Arguments:
+        energy: E(x) of samples, with shape `(B,)`.
+        entropy_bound: −log q(z|x), by `gaussian_nll` or another measure of how well z is found
+            again, with shape `(B,)`.
+
+    Returns:
+        With shape `(B,)`; minimized by the generator (and by q, through the second term).
+    """
+    return energy + entropy_bound
+
+
+def forward_kl(reconstruction: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    r"""KL(ρ ‖ π) up to constants, on data in place of samples of p: the negative evidence bound.
+
+    Arguments:
+        reconstruction: −log p(x|z) with z ~ q(z|x), with shape `(B,)`.
+        mean: Of q(z|x), with shape `(B, D)`.
+        log_variance: Of q(z|x), with shape `(B, D)`.
+
+    Returns:
+        With shape `(B,)`; minimized by generator and encoder.
+    """
+    return reconstruction + gaussian_kl(mean, log_variance)
+
+
+def gaussian_jeffrey(
+    mean_p: Tensor, log_variance_p: Tensor, mean_q: Tensor, log_variance_q: Tensor
+) -> Tensor:
+    r"""KL(p ‖ q) + KL(q ‖ p) of diagonal Gaussians, in nats.
+
+    .. math:: \tfrac12 \sum \bigl[e^{\ell_p - \ell_q} + e^{\ell_q - \ell_p} - 2
+        + (m_p - m_q)^2 (e^{-\ell_p} + e^{-\ell_q})\bigr]
+
+    Arguments:
+        mean_p: With shape `(B, D)`.
+        log_variance_p: With shape `(B, D)`.
+        mean_q: With shape `(B, D)`.
+        log_variance_q: With shape `(B, D)`.
+
+    Returns:
+        With shape `(B,)`.
+    """
+    ratio = log_variance_p - log_variance_q
+    distance = (mean_p - mean_q).square() * (
+        log_variance_p.neg().exp() + log_variance_q.neg().exp()
+    )
+    return 0.5 * (ratio.exp() + ratio.neg().exp() - 2 + distance).flatten(1).sum(1)

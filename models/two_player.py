@@ -1,0 +1,160 @@
+"""Learners with two players who take turns: a critic (the energy) and a sampler that chases it."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from .learner import Learner
+from .optim import parameter_groups
+
+__all__ = ["TwoPlayer"]
+
+
+class TwoPlayer(Learner):
+    """Alternates steps of a critic and of a player, each with an optimizer of its own.
+
+    The critic's loss does not reach the player and the other way round: while one moves, the
+    parameters of the other are frozen, though gradients pass through them. One batch is one step of
+    the trainer (`max_steps`, `global_step`), however many steps the players take in it. Schedules
+    step once an epoch.
+
+    Arguments:
+        learning_rates: A rate for each component that has parameters, of either player.
+        critic_optimizer: From the critic's parameter groups to an optimizer.
+        player_optimizer: From the player's parameter groups to an optimizer.
+        critic_scheduler: From the critic's optimizer to a schedule; none if None.
+        player_scheduler: From the player's optimizer to a schedule; none if None.
+        critic_steps: Steps of the critic per batch.
+        player_steps: Steps of the player per batch.
+        clip_norm: Largest gradient norm of a component; not clipped if None.
+
+    Raises:
+        ValueError: If a number of steps is less than 1.
+    """
+
+    def __init__(
+        self,
+        learning_rates: Mapping[str, float],
+        critic_optimizer: OptimizerCallable = torch.optim.Adam,
+        player_optimizer: OptimizerCallable = torch.optim.Adam,
+        critic_scheduler: LRSchedulerCallable | None = None,
+        player_scheduler: LRSchedulerCallable | None = None,
+        critic_steps: int = 1,
+        player_steps: int = 1,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(critic_optimizer, learning_rates, critic_scheduler)
+        for name, steps in (("critic_steps", critic_steps), ("player_steps", player_steps)):
+            if steps < 1:
+                raise ValueError(f"{name} is {steps}; expected 1 or more.")
+        self.automatic_optimization = False
+        self.player_optimizer = player_optimizer
+        self.player_scheduler = player_scheduler
+        self.critic_steps = critic_steps
+        self.player_steps = player_steps
+        self.clip_norm = clip_norm
+
+    @abstractmethod
+    def critic(self) -> dict[str, nn.Module]:
+        """The critic's components, by name."""
+
+    @abstractmethod
+    def player(self) -> dict[str, nn.Module]:
+        """The player's components, by name."""
+
+    @abstractmethod
+    def critic_terms(self, batch: Any, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        """Terms of the critic's loss, `(B,)` or scalars; their sum of means is minimized.
+
+        Arguments:
+            batch: A batch of the data module.
+            generator: Source of all noise of this step.
+            step: Which of the critic's steps on this batch.
+        """
+
+    @abstractmethod
+    def player_terms(self, batch: Any, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        """Terms of the player's loss, as `critic_terms`."""
+
+    def components(self) -> dict[str, nn.Module]:
+        return {**self.critic(), **self.player()}
+
+    def _rates(self, components: Mapping[str, nn.Module]) -> dict[str, float]:
+        return {name: lr for name, lr in self.learning_rates.items() if name in components}
+
+    def configure_optimizers(self) -> Any:
+        parameter_groups(self.components(), self.learning_rates)  # names every missing rate at once
+        critic, player = self.critic(), self.player()
+        pairs = (
+            (self.optimizer, critic, self.scheduler),
+            (self.player_optimizer, player, self.player_scheduler),
+        )
+        optimizers = [make(parameter_groups(parts, self._rates(parts))) for make, parts, _ in pairs]
+        schedules = [
+            schedule(optimizer)
+            for optimizer, (_, _, schedule) in zip(optimizers, pairs, strict=True)
+            if schedule is not None
+        ]
+        return optimizers, schedules
+
+    @contextmanager
+    def frozen(self, components: Mapping[str, nn.Module]) -> Iterator[None]:
+        """No gradient is formed for these parameters inside; flags are left as found."""
+        parameters = [p for m in components.values() for p in m.parameters() if p.requires_grad]
+        for p in parameters:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        critic, player = self._players()
+        logged: dict[str, Tensor] = {}
+        for step in range(self.critic_steps):
+            with self.frozen(self.player()):
+                terms = self.critic_terms(batch, self.generator(batch_idx, step), step)
+                self._move(critic, terms, counts=False)
+            logged.update(terms)
+        for step in range(self.player_steps):
+            with self.frozen(self.critic()):
+                offset = self.critic_steps + step
+                terms = self.player_terms(batch, self.generator(batch_idx, offset), step)
+                self._move(player, terms, counts=step == self.player_steps - 1)
+            logged.update(terms)
+        self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
+
+    def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
+        optimizers: Any = self.optimizers()
+        critic, player = optimizers
+        return critic, player
+
+    def _move(
+        self, optimizer: LightningOptimizer, terms: Mapping[str, Tensor], counts: bool
+    ) -> None:
+        """One step of a player; only steps that count advance `global_step`."""
+        self.require_finite(terms)
+        optimizer.zero_grad()
+        self.manual_backward(torch.stack([term.mean() for term in terms.values()]).sum())
+        if self.clip_norm is not None:
+            for group in optimizer.param_groups:
+                clip_grad_norm_(group["params"], self.clip_norm)
+        before, after = optimizer._on_before_step, optimizer._on_after_step
+        if not counts:
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
+        optimizer.step()
+        optimizer._on_before_step, optimizer._on_after_step = before, after
+
+    def on_train_epoch_end(self) -> None:
+        schedules: Any = self.lr_schedulers()
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            if schedule is not None:
+                schedule.step()
