@@ -4,8 +4,20 @@ Every module yields `(x, label)`. Images are floats in [−1, 1], `(B, C, H, W)`
 tokens, `(B, L)`, right-padded; points of the plane are `(B, 2)`.
 """
 
+from .corpora import (
+    AGNews,
+    CocoCaptions,
+    Corpus,
+    Example,
+    PennTreebank,
+    StanfordSentiment,
+    TextFiles,
+    Yelp,
+)
+from .dialogues import DailyDialog, SchemaGuidedDialogue, StanfordMultiDomain
+from .grammar import GrammarCorpus
 from .images import ImageDataModule
-from .loader import ResumableLoader, ResumableSampler, TensorRows, seeded_generator
+from .loader import BucketSampler, ResumableLoader, ResumableSampler, TensorRows, seeded_generator
 from .module import DataModule
 from .synthetic import (
     Checkerboard,
@@ -20,27 +32,44 @@ from .synthetic import (
     SwissRoll,
     TwoMoons,
 )
-from .text import TextDataModule
+from .subwords import Subwords
+from .text import BagOfWordsDataModule, DialogueDataModule, TextDataModule
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "AGNews",
+    "BagOfWordsDataModule",
+    "BucketSampler",
     "Checkerboard",
+    "CocoCaptions",
+    "Corpus",
+    "DailyDialog",
     "DataModule",
     "Density2D",
     "DensityDataModule",
+    "DialogueDataModule",
     "EightGaussians",
+    "Example",
     "GaussianGrid",
     "GaussianRings",
+    "GrammarCorpus",
     "ImageDataModule",
     "Moons",
+    "PennTreebank",
     "Pinwheel",
     "ResumableLoader",
     "ResumableSampler",
     "Rings",
+    "SchemaGuidedDialogue",
+    "StanfordMultiDomain",
+    "StanfordSentiment",
+    "Subwords",
     "SwissRoll",
     "TensorRows",
     "TextDataModule",
+    "TextFiles",
     "TwoMoons",
     "Vocabulary",
+    "Yelp",
     "seeded_generator",
 ]
