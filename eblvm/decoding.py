@@ -1,8 +1,8 @@
 """From a decoder of sequences to sequences: the likeliest word, a draw, or a beam.
 
-A sequence starts with `bos`, ends with `eos` and is then padded; decoding stops when all have ended.
-A decoder that offers `start` and `step` is asked one word at a time; of any other, the whole prefix
-is computed again for each word.
+A sequence starts with `bos`, ends with `eos` and is then padded; decoding stops when all have
+ended. A decoder that offers `start` and `step` is asked one word at a time; of any other, the whole
+prefix is computed again for each word.
 """
 
 from dataclasses import dataclass

@@ -159,7 +159,8 @@ class CategoricalLikelihood(Likelihood):
             return -loss.unflatten(0, (len(x), -1)).sum(1)
         scored = target != self.pad
         hidden = decoder.hidden(z, x[:, :-1], **context)[scored]
-        loss = linear_cross_entropy(hidden, *decoder.projection(), target[scored])
+        weight, bias = decoder.projection()
+        loss = linear_cross_entropy(hidden, weight, bias, target[scored])
         placed = loss.new_zeros(target.shape).masked_scatter(scored, loss)
         return -placed.sum(1)
 
@@ -172,9 +173,7 @@ class CategoricalLikelihood(Likelihood):
     ) -> Tensor:
         """Sequences `(B, max_length)` for latents `(B, D)`; the greedy ones if `how` is None."""
         special = {"pad": self.pad, "bos": self.bos, "eos": self.eos}
-        return decode(
-            self.decoder, z, self.max_length, how, generator, context=context, **special
-        )
+        return decode(self.decoder, z, self.max_length, how, generator, context=context, **special)
 
     def mean(self, z: Tensor) -> Tensor:
         """The greedy decoding, with shape `(B, max_length)`."""
@@ -250,4 +249,6 @@ class MultinomialLikelihood(Likelihood):
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         share = self.decoder(z).softmax(-1)
         words = torch.multinomial(share, self.num_words, replacement=True, generator=generator)
-        return torch.zeros_like(share).scatter_add_(1, words, torch.ones_like(share)[:, :1].expand_as(words))
+        return torch.zeros_like(share).scatter_add_(
+            1, words, torch.ones_like(share)[:, :1].expand_as(words)
+        )

@@ -534,7 +534,7 @@ def draw(
 
 def check_symbol(model: Any, symbol: int) -> None:
     """Raise a `UserError` if the model has no such symbol."""
-    prior = getattr(getattr(model, "latent", None), "prior", None)
+    prior: Any = getattr(getattr(model, "latent", None), "prior", None)
     try:
         if not hasattr(prior, "symbol_logits"):
             raise TypeError(f"{type(prior or model).__name__} has no symbols.")

@@ -19,6 +19,7 @@ from .grammar import GrammarCorpus
 from .images import ImageDataModule
 from .loader import BucketSampler, ResumableLoader, ResumableSampler, TensorRows, seeded_generator
 from .module import DataModule
+from .subwords import Subwords
 from .synthetic import (
     Checkerboard,
     Density2D,
@@ -32,7 +33,6 @@ from .synthetic import (
     SwissRoll,
     TwoMoons,
 )
-from .subwords import Subwords
 from .text import BagOfWordsDataModule, DialogueDataModule, TextDataModule
 from .vocabulary import Vocabulary
 

@@ -12,9 +12,10 @@ import json
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .module import Split
@@ -55,7 +56,7 @@ class Corpus(ABC):
         labels: Name of each label to the names of its values, of which value i is the i-th.
     """
 
-    labels: dict[str, Sequence[str]] = {}
+    labels: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @abstractmethod
     def read(self, split: Split, root: Path) -> list[Example]:
@@ -197,7 +198,8 @@ class TextFiles(Corpus):
         self.text_column = text_column
         self.label_columns = list(label_columns)
         self.tokenizer = tokenizer
-        self.labels = {name: [] for name in self.label_columns}
+        self.values: dict[str, list[str]] = {name: [] for name in self.label_columns}
+        self.labels = self.values
 
     def read(self, split: Split, root: Path) -> list[Example]:
         train = self._rows("train", root)
@@ -227,6 +229,7 @@ class TextFiles(Corpus):
         name = str(self.files[split])
         path = Path(name) if Path(name).exists() else find(root, name)
         kind = path.name.removesuffix(".gz").rpartition(".")[2]
+        rows: list[tuple[str, list[str], str]]
         if kind not in ("csv", "tsv", "jsonl"):
             if self.label_columns:
                 raise ValueError(
@@ -235,9 +238,7 @@ class TextFiles(Corpus):
                 )
             rows = [(line, [], f"{path}, line {n}") for n, line in read_lines(path)]
         else:
-            rows = [
-                (*self._columns(record, place), place) for record, place in records(path, kind)
-            ]
+            rows = [(*self._columns(record, place), place) for record, place in records(path, kind)]
         if not any(text.strip() for text, _, _ in rows):
             raise ValueError(
                 f"{path}, line {read_text(path).count(chr(10)) + 1}: the file ends without a "
@@ -262,17 +263,17 @@ class TextFiles(Corpus):
         for i, name in enumerate(self.label_columns):
             values = {row[1][i] for row in rows}
             numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
-            self.labels[name] = sorted(values, key=int if numeric else str)
+            self.values[name] = sorted(values, key=int if numeric else str)
 
     def _numbers(self, values: list[str], place: str) -> tuple[int, ...]:
         for name, value in zip(self.label_columns, values, strict=True):
-            if value not in self.labels[name]:
+            if value not in self.values[name]:
                 raise ValueError(
                     f"{place}: {name} is {value!r}, which the training text never has; it has "
-                    f"{list(self.labels[name])}."
+                    f"{self.values[name]}."
                 )
         pairs = zip(self.label_columns, values, strict=True)
-        return tuple(list(self.labels[name]).index(value) for name, value in pairs)
+        return tuple(self.values[name].index(value) for name, value in pairs)
 
 
 def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -285,11 +286,13 @@ def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
             except ValueError as error:
                 raise ValueError(f"{place}: no JSON object ({error}).") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{place}: expected a JSON object, such as {{\"text\": …}}.")
+                raise ValueError(f'{place}: expected a JSON object, such as {{"text": …}}.')
             yield record, place
         return
-    quoting = {"delimiter": ","} if kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), **quoting)  # type: ignore[arg-type]
+    quoting: dict[str, Any] = {"delimiter": ","}
+    if kind == "tsv":
+        quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), **quoting)
     for record in reader:
         yield {k: v for k, v in record.items() if k}, f"{path}, line {reader.line_num}"
 
@@ -360,7 +363,7 @@ class Yelp(Corpus):
         dev_in_train: Whether the training split has the development sentences, too.
     """
 
-    labels = {"sentiment": ["negative", "positive"]}
+    labels = MappingProxyType({"sentiment": ["negative", "positive"]})
 
     def __init__(self, dev_in_train: bool = False) -> None:
         self.dev_in_train = dev_in_train
@@ -393,7 +396,7 @@ class AGNews(Corpus):
         Character-level Convolutional Networks for Text Classification (Zhang et al., 2015).
     """
 
-    labels = {"topic": ["world", "sports", "business", "science and technology"]}
+    labels = MappingProxyType({"topic": ["world", "sports", "business", "science and technology"]})
 
     def __init__(self, num_labeled: int | None = None) -> None:
         if num_labeled is not None and num_labeled < 1:
@@ -404,7 +407,7 @@ class AGNews(Corpus):
         name = "test" if split == "test" else "train"
         path = find(root, f"agnews/{name}.csv", f"agnews/{name}.tokens.tsv")
         if path.name.startswith(f"{name}.tokens"):
-            rows = []
+            rows: list[tuple[str, list[str], str]] = []
             for number, line in read_lines(path):
                 label, _, text = line.partition("\t")
                 rows.append((label, text.split(), f"{path}, line {number}"))

@@ -7,6 +7,7 @@ The context of a response begins with a turn `<d>`, the beginning of the dialogu
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from .corpora import Corpus, Example, dialogue_words, find, number_in, read_lines, read_text
 from .module import Split
@@ -53,10 +54,12 @@ class DailyDialog(Corpus):
         num_context: Turns of context.
     """
 
-    labels = {
-        "act": ["inform", "question", "directive", "commissive"],
-        "emotion": ["none", "anger", "disgust", "fear", "happiness", "sadness", "surprise"],
-    }
+    labels = MappingProxyType(
+        {
+            "act": ["inform", "question", "directive", "commissive"],
+            "emotion": ["none", "anger", "disgust", "fear", "happiness", "sadness", "surprise"],
+        }
+    )
 
     def __init__(self, num_context: int = 0) -> None:
         self.num_context = num_context
@@ -101,7 +104,7 @@ class StanfordMultiDomain(Corpus):
         num_context: Turns of context.
     """
 
-    labels = {"intent": ["navigate", "schedule", "weather"]}
+    labels = MappingProxyType({"intent": ["navigate", "schedule", "weather"]})
 
     def __init__(self, num_context: int = 0) -> None:
         self.num_context = num_context
@@ -152,7 +155,7 @@ class SchemaGuidedDialogue(Corpus):
         *("Media", "Messaging", "Movies", "Music", "Payment", "RentalCars", "Restaurants"),
         *("RideSharing", "Services", "Trains", "Travel", "Weather"),
     )
-    labels = {"domain": DOMAINS, "speaker": ["user", "system"]}
+    labels = MappingProxyType({"domain": DOMAINS, "speaker": ["user", "system"]})
 
     def __init__(self, num_context: int = 0) -> None:
         self.num_context = num_context

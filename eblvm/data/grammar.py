@@ -6,9 +6,13 @@ a sentiment to one sentiment. So topic and sentiment can be read off any sentenc
 discovers attributes can be held to the truth, anywhere and without files.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -28,7 +32,16 @@ TOPICS: dict[str, dict[str, list[str]]] = {
     "sports": {
         "who": ["the coach", "a runner", "the goalkeeper", "our captain"],
         "did": ["won", "lost", "played", "watched", "trained for", "refereed"],
-        "thing": ["match", "race", "tournament", "final", "penalty", "marathon", "season", "league"],
+        "thing": [
+            "match",
+            "race",
+            "tournament",
+            "final",
+            "penalty",
+            "marathon",
+            "season",
+            "league",
+        ],
         "place": ["stadium", "gym", "arena", "field", "pool"],
     },
     "music": {
@@ -46,7 +59,16 @@ TOPICS: dict[str, dict[str, list[str]]] = {
     "work": {
         "who": ["the manager", "a colleague", "the intern", "our boss"],
         "did": ["wrote", "presented", "signed", "reviewed", "finished", "scheduled"],
-        "thing": ["report", "meeting", "contract", "budget", "project", "interview", "email", "memo"],
+        "thing": [
+            "report",
+            "meeting",
+            "contract",
+            "budget",
+            "project",
+            "interview",
+            "email",
+            "memo",
+        ],
         "place": ["office", "factory", "lobby", "boardroom", "warehouse"],
     },
     "animals": {
@@ -133,7 +155,7 @@ class GrammarCorpus(Corpus):
         ValueError: If more are asked for than can be had.
     """
 
-    labels: dict[str, Sequence[str]] = {"topic": list(TOPICS), "sentiment": list(SENTIMENTS)}
+    labels = MappingProxyType({"topic": list(TOPICS), "sentiment": list(SENTIMENTS)})
 
     def __init__(
         self, num_train: int = 8000, num_val: int = 500, num_test: int = 500, seed: int = 0
@@ -164,6 +186,31 @@ class GrammarCorpus(Corpus):
             if name == split:
                 break
         return examples
+
+    @staticmethod
+    def parse(words: Sequence[str]) -> tuple[int, int] | None:
+        """Topic and sentiment of a sentence of the grammar; None for any other."""
+        sentence = " ".join(words)
+        for (topic, sentiment), pattern in patterns().items():
+            if pattern.fullmatch(sentence):
+                return topic, sentiment
+        return None
+
+
+@cache
+def patterns() -> dict[tuple[int, int], re.Pattern[str]]:
+    """For each topic and sentiment, what matches its sentences and no others."""
+    found = {}
+    for (i, topic), (j, sentiment) in itertools.product(
+        enumerate(TOPICS.values()), enumerate(SENTIMENTS.values())
+    ):
+        slots = {
+            name: f"(?:{'|'.join(map(re.escape, options))})"
+            for name, options in {**topic, **sentiment, **SHARED}.items()
+        }
+        forms = [re.sub(r"([.?!])", r"\\\1", form).format_map(slots) for form in FORMS]
+        found[i, j] = re.compile("|".join(f"(?:{form})" for form in forms))
+    return found
 
 
 def draw_sentence(generator: torch.Generator) -> Example:

@@ -121,7 +121,9 @@ class BucketSampler(ResumableSampler):
         order = torch.tensor(super().order())
         num_full = len(order) - len(order) % self.together
         pools = order[:num_full].split(self.pool * self.together)
-        batches = [b for p in pools for b in p[self.lengths[p].argsort(stable=True)].split(self.together)]
+        batches = [
+            b for p in pools for b in p[self.lengths[p].argsort(stable=True)].split(self.together)
+        ]
         generator = seeded_generator(self.seed, self.epoch, 1)
         places = torch.randperm(len(batches), generator=generator).tolist()
         return torch.cat([*(batches[i] for i in places), order[num_full:]]).tolist()

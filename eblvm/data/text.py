@@ -166,9 +166,7 @@ class TextDataModule(DataModule):
             self._encoded[split] = self.rows(examples, numbers, labels)
         return self._encoded[split]
 
-    def rows(
-        self, examples: list[Example], numbers: list[list[int]], labels: Tensor
-    ) -> TensorRows:
+    def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         """The data set of sentences, given the numbers of their words."""
         return SentenceRows(self.frame(numbers), labels)
 
@@ -304,9 +302,7 @@ class DialogueDataModule(TextDataModule):
         turns = 1 + max(len(example.context) for example in self.examples("train"))
         return (turns, self.max_length)
 
-    def rows(
-        self, examples: list[Example], numbers: list[list[int]], labels: Tensor
-    ) -> TensorRows:
+    def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         assert self.vocabulary is not None
         most = self.max_length - 2
         turns = 1 + max(len(example.context) for example in examples)

@@ -70,7 +70,9 @@ class EmbeddingSimilarity(Metric):
     def __init__(self, vectors: Mapping[str, Tensor]) -> None:
         super().__init__()
         if not vectors:
-            raise ValueError("there are no vectors of words; expected a word and its vector or more.")
+            raise ValueError(
+                "there are no vectors of words; expected a word and its vector or more."
+            )
         self.vectors = {word: vector.double() for word, vector in vectors.items()}
         self.add_state("totals", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num", torch.tensor(0), dist_reduce_fx="sum")

@@ -120,7 +120,7 @@ class ReversePerplexity(Metric):
 
     .. math:: \exp\Big(-\frac{\sum_n \log p(x_n)}{\sum_n |x_n|}\Big)
 
-    where |x| counts the words and `</s>`. It is low where generated sentences are good *and* varied.
+    where |x| counts words and `</s>`. It is low where generated sentences are good *and* varied.
     Figures of different language models, vocabularies or numbers of sentences do not compare.
 
     References:

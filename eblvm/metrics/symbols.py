@@ -37,12 +37,12 @@ class MutualInformation(Metric):
     def __init__(self, num_symbols: int, per_batch: bool = False) -> None:
         super().__init__()
         self.per_batch = per_batch
-        double = {"dtype": torch.float64}
-        self.add_state("share", torch.zeros(num_symbols, **double), dist_reduce_fx="sum")
-        self.add_state("entropy", torch.zeros((), **double), dist_reduce_fx="sum")
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state("share", zero.repeat(num_symbols), dist_reduce_fx="sum")
+        self.add_state("entropy", zero.clone(), dist_reduce_fx="sum")
         self.add_state("num", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("batches", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), **double), dist_reduce_fx="sum")
+        self.add_state("total", zero.clone(), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor) -> None:
         """Add the logits of a batch's symbols, `(B, K)`."""
@@ -196,7 +196,8 @@ class SymbolAccuracy(Metric):
         super().__init__()
         if not match and num_symbols != num_labels:
             raise ValueError(
-                f"{num_symbols} symbols cannot be {num_labels} labels; set match=True to match them."
+                f"{num_symbols} symbols cannot be {num_labels} labels; set match=True to match "
+                "them."
             )
         self.match = match
         table = torch.zeros(num_symbols, num_labels, dtype=torch.long)

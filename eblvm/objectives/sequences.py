@@ -41,7 +41,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, chunk)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden, weight, bias, target, chunk)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,7 +19,8 @@ class ContextEncoder(nn.Module):
     A turn is the average of its bidirectional states, weighted by softmax(v · tanh(W h)).
 
     References:
-        Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022), code.
+        Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022), its
+        code.
 
     Arguments:
         vocab_size: V.
@@ -169,9 +170,7 @@ class DialogueDecoder(SentenceDecoder):
             raise ValueError("a response needs `context`, the turns before it, (B, T, L).")
         return (z, self.shift(self.context(context)), *self.first_state(z))
 
-    def step(
-        self, token: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(self, token: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         z, shift, *memory = state
         inputs = self.inputs(z, token[:, None]) + shift[:, None]
         hidden, last = self.run(inputs, tuple(memory))

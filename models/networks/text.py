@@ -199,9 +199,7 @@ class SentenceDecoder(nn.Module):
         """z and the first state: see `eblvm.decoding.StepDecoder`."""
         return (z, *self.first_state(z))
 
-    def step(
-        self, token: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(self, token: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits `(B, V)` of the word after `token`, and the state then."""
         z, *memory = state
         hidden, last = self.run(self.inputs(z, token[:, None]), tuple(memory))
