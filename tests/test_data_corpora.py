@@ -181,6 +181,8 @@ def test_sentences_of_the_grammar_are_what_their_labels_say():
         assert corpus.parse(example.words) == example.labels
     assert corpus.parse("the soup was very".split()) is None
     assert corpus.parse("the chef cooked the match in the kitchen .".split()) is None
+    assert corpus.parse("what an awful soup we saw in the kitchen !".split()) == (0, 0)
+    assert corpus.parse("what a awful soup we saw in the kitchen !".split()) is None
     swapped = "the chef cooked the awful match in the kitchen .".split()
     assert corpus.parse(swapped) is None  # a thing of sports
 
@@ -198,6 +200,17 @@ def test_splits_of_the_grammar_are_disjoint_and_val_and_test_fixed():
         GrammarCorpus(num_val=0)
     with pytest.raises(ValueError, match="60000 sentences are asked for"):
         GrammarCorpus(59_000, 500, 500)
+
+
+def test_sentences_before_one_of_the_grammar_have_its_topic():
+    corpus = GrammarCorpus(200, 10, 10, num_context=3)
+    examples = corpus.read("train", Path())
+    assert words(examples) == words(GrammarCorpus(200, 10, 10).read("train", Path()))
+    assert {len(example.context) for example in examples} == {1, 2, 3}
+    for example in examples:
+        first, *before = example.context
+        assert first == ["<d>"]
+        assert {corpus.parse(turn)[0] for turn in before} <= {example.labels[0]}
 
 
 def test_labels_of_the_grammar_are_balanced_and_its_entropy_is_known():

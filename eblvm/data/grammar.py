@@ -96,7 +96,7 @@ TOPICS: dict[str, dict[str, list[str]]] = {
         "place": ["valley", "mountains", "garden", "desert", "village"],
     },
     "film": {
-        "who": ["the director", "an actor", "the critic", "our producer"],
+        "who": ["the director", "a actor", "the critic", "our producer"],
         "did": ["filmed", "edited", "praised", "rewrote", "screened", "financed"],
         "thing": ["movie", "scene", "comedy", "script", "trailer", "sequel", "documentary", "plot"],
         "place": ["cinema", "festival", "gallery", "premiere", "archive"],
@@ -149,6 +149,8 @@ class GrammarCorpus(Corpus):
         num_train: Training sentences.
         num_val: Validation sentences.
         num_test: Test sentences.
+        num_context: Sentences before each one, of the same topic and any sentiment, for models of
+            dialogues; with the opening `<d>` as the first where there is room.
         seed: Determines the training sentences.
 
     Raises:
@@ -158,9 +160,16 @@ class GrammarCorpus(Corpus):
     labels = MappingProxyType({"topic": list(TOPICS), "sentiment": list(SENTIMENTS)})
 
     def __init__(
-        self, num_train: int = 8000, num_val: int = 500, num_test: int = 500, seed: int = 0
+        self,
+        num_train: int = 8000,
+        num_val: int = 500,
+        num_test: int = 500,
+        num_context: int = 0,
+        seed: int = 0,
     ) -> None:
         sizes = {"num_train": num_train, "num_val": num_val, "num_test": num_test}
+        if num_context < 0:
+            raise ValueError(f"num_context is {num_context}; expected 0 or more.")
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected 1 or more.")
@@ -170,6 +179,7 @@ class GrammarCorpus(Corpus):
                 "most, for the grammar has about 130,000."
             )
         self.sizes: dict[Split, int] = {"val": num_val, "test": num_test, "train": num_train}
+        self.num_context = num_context
         self.seed = seed
 
     def read(self, split: Split, root: Path) -> list[Example]:
@@ -185,16 +195,32 @@ class GrammarCorpus(Corpus):
                     examples.append(example)
             if name == split:
                 break
-        return examples
+        if self.num_context == 0:
+            return examples
+        generator = seeded_generator(self.seed if split == "train" else 0, len(examples), 1)
+        return [self._with_context(example, generator) for example in examples]
+
+    def _with_context(self, example: Example, generator: torch.Generator) -> Example:
+        """After one to all of the sentences that there is room for."""
+        count = int(torch.randint(1, self.num_context + 1, (), generator=generator))
+        before = [draw_sentence(generator, example.labels[0]).words for _ in range(count - 1)]
+        return Example(example.words, example.labels, (["<d>"], *before))
 
     @staticmethod
     def parse(words: Sequence[str]) -> tuple[int, int] | None:
         """Topic and sentiment of a sentence of the grammar; None for any other."""
-        sentence = " ".join(words)
+        sentence = re.sub(r"\ban (?=[aeiou])", "a ", " ".join(words))
+        if agree(sentence).split() != list(words):
+            return None
         for (topic, sentiment), pattern in patterns().items():
             if pattern.fullmatch(sentence):
                 return topic, sentiment
         return None
+
+
+def agree(sentence: str) -> str:
+    """`an` in place of `a` before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", sentence)
 
 
 @cache
@@ -213,15 +239,21 @@ def patterns() -> dict[tuple[int, int], re.Pattern[str]]:
     return found
 
 
-def draw_sentence(generator: torch.Generator) -> Example:
-    """A sentence with its topic and sentiment."""
+def draw_sentence(generator: torch.Generator, about: int | None = None) -> Example:
+    """A sentence with its topic and sentiment.
+
+    Arguments:
+        generator: Source of all choices.
+        about: The number of the topic; any if None.
+    """
 
     def pick(options: Sequence[str]) -> str:
         return options[int(torch.randint(len(options), (), generator=generator))]
 
-    topic, sentiment, form = pick(list(TOPICS)), pick(list(SENTIMENTS)), pick(FORMS)
+    topic = pick(list(TOPICS)) if about is None else list(TOPICS)[about]
+    sentiment, form = pick(list(SENTIMENTS)), pick(FORMS)
     slots = {**TOPICS[topic], **SENTIMENTS[sentiment], **SHARED}
-    words = form.format_map({name: pick(options) for name, options in slots.items()}).split()
+    words = agree(form.format_map({name: pick(options) for name, options in slots.items()})).split()
     return Example(words, (list(TOPICS).index(topic), list(SENTIMENTS).index(sentiment)))
 
 

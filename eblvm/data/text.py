@@ -320,14 +320,15 @@ class DialogueDataModule(TextDataModule):
 class BagOfWordsDataModule(TextDataModule):
     """Documents as counts of words, in batches of `(counts, label)`, `(B, V)` and `(B,)`.
 
-    V is `vocab_size` − 3: column 0 counts strangers and column i > 0 the word number i + 3. Batches
-    travel as tokens and are counted on the device that they have reached.
+    V is `vocab_size`: column i counts the word number i, column 1 strangers; those of `<pad>`, `<s>`
+    and `</s>` are empty. Batches travel as tokens and are counted on the device that they have
+    reached.
     """
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """(V,)."""
-        return (self.vocab_size - 3,)
+        return (self.vocab_size,)
 
     def finish(
         self, batch: tuple[Tensor, Tensor], split: Split, epoch: int, index: int
@@ -341,12 +342,11 @@ class BagOfWordsDataModule(TextDataModule):
         counts = torch.zeros(self.event_shape[0], dtype=torch.float64)
         for part in tokens.split(1000):
             counts += count_words(part, len(counts)).double().sum(0)
-        counts[0] = 0  # as published, strangers have no background
+        counts[Vocabulary.UNK] = 0  # as published, strangers have no background
         return (counts / counts.sum()).clamp_min(1e-12).log().float()
 
 
 def count_words(tokens: Tensor, num_columns: int) -> Tensor:
     """Counts `(B, V)` of tokens `(B, L)`; see `BagOfWordsDataModule` for the columns."""
-    column = (tokens - 3).clamp_min(0)  # <unk> 1 becomes 0, the first word 4 becomes 1
-    counted = ((tokens == Vocabulary.UNK) | (tokens > 3)).float()
-    return counted.new_zeros(len(tokens), num_columns).scatter_add_(1, column, counted)
+    counted = ((tokens == Vocabulary.UNK) | (tokens > Vocabulary.END)).float()
+    return counted.new_zeros(len(tokens), num_columns).scatter_add_(1, tokens, counted)

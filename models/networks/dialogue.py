@@ -64,6 +64,8 @@ class ContextEncoder(nn.Module):
         return (scores.softmax(1)[..., None] * states).sum(1)
 
     def forward(self, context: Tensor) -> Tensor:
+        if context.shape[1] == 0:
+            return self.embedding.weight.new_zeros(len(context), self.context_dim)
         there = (context != self.pad).any(-1)  # (B, T)
         turns = context.new_zeros(*there.shape, self.turns.input_size, dtype=torch.float)
         read = self.read_turns(context[there]) if there.any() else turns[:0, 0]
