@@ -113,7 +113,7 @@ def test_daily_dialog(tmp_path):
     with pytest.raises(ValueError, match=r"dialogues.txt, line 1: an act is 9; expected 1 to 4"):
         DailyDialog().read("test", tmp_path)
     write(tmp_path, "dailydialog/test/dialogues_act.txt", "1 2\n")
-    with pytest.raises(ValueError, match="has 2 dialogues, dialogues_act.txt 1"):
+    with pytest.raises(ValueError, match=r"has 2 dialogues, dialogues_act.txt 1"):
         DailyDialog().read("test", tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_stanford_multi_domain(tmp_path):
     write(tmp_path, "smd/kvret_dev_public.json", json.dumps([dialogue]))
     with pytest.raises(ValueError, match=r"kvret_dev_public.json is not as published.*cook"):
         StanfordMultiDomain().read("val", tmp_path)
-    with pytest.raises(FileNotFoundError, match="kvret_train_public.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"kvret_train_public.json is missing"):
         StanfordMultiDomain().read("train", tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_splits_of_the_grammar_are_disjoint_and_val_and_test_fixed():
 
     parts = [read(split) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [600, 100, 100]
-    assert len(set(sum(parts, []))) == 800
+    assert len({row for part in parts for row in part}) == 800
     assert read("val", seed=1) == parts[1] and read("test", seed=1) == parts[2]
     assert read("train", seed=1) != parts[0]
     with pytest.raises(ValueError, match="num_val is 0"):

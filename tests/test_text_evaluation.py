@@ -247,7 +247,7 @@ def test_callbacks_say_what_they_need(tmp_path):
     posterior = AmortizedPosterior(SentenceEncoder(308, 4, 8, 8))
     likelihood = CategoricalLikelihood(SentenceDecoder(308, 2, 8, 8), 16)
     vae = LatentEBM(LatentVariableModel(GaussianPrior(2), posterior, likelihood), RATES)
-    with pytest.raises(TypeError, match="Symbols needs a prior with symbols, .* GaussianPrior"):
+    with pytest.raises(TypeError, match=r"Symbols needs a prior with symbols, .* GaussianPrior"):
         trainer(tmp_path, Symbols()).test(vae, data, verbose=False)
     with pytest.raises(ValueError, match=r"Control has label 'mood'; the corpus has \['topic'"):
         trainer(tmp_path, Control("mood")).test(vae, data, verbose=False)

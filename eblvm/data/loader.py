@@ -72,7 +72,7 @@ class ResumableSampler(DistributedSampler[int]):
         self.num_samples = len(range(rank, self.total_size, num_replicas))
         self.position = 0
 
-    def order(self) -> list[int]:
+    def permutation(self) -> list[int]:
         """All indices in the order of this epoch, of which every rank takes its share."""
         num = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
@@ -80,7 +80,7 @@ class ResumableSampler(DistributedSampler[int]):
         return torch.randperm(num, generator=seeded_generator(self.seed, self.epoch)).tolist()
 
     def __iter__(self) -> Iterator[int]:
-        share = self.order()[self.rank : self.total_size : self.num_replicas]
+        share = self.permutation()[self.rank : self.total_size : self.num_replicas]
         start, self.position = self.position, 0
         return iter(share[start:])
 
@@ -117,8 +117,8 @@ class BucketSampler(ResumableSampler):
             raise ValueError(f"pool is {pool}; expected 1 or more batches.")
         self.lengths, self.together, self.pool = lengths, batch_size * num_replicas, pool
 
-    def order(self) -> list[int]:
-        order = torch.tensor(super().order())
+    def permutation(self) -> list[int]:
+        order = torch.tensor(super().permutation())
         num_full = len(order) - len(order) % self.together
         pools = order[:num_full].split(self.pool * self.together)
         batches = [

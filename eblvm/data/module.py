@@ -71,9 +71,8 @@ class DataModule(LightningDataModule, ABC):
         """
         return batch
 
-    def sampler(self, data: Dataset, split: Split) -> ResumableSampler:
-        """The order of a split's items on this device."""
-        train = split == "train"
+    def sampler(self, data: Dataset, train: bool) -> ResumableSampler:
+        """The order of a split's items on this device: shuffled in training."""
         return ResumableSampler(
             data, self.num_replicas, self.rank, shuffle=train, seed=self.seed, drop_last=train
         )
@@ -91,7 +90,7 @@ class DataModule(LightningDataModule, ABC):
             raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}.")
         train = split == "train"
         data = self.dataset(split)
-        sampler = self.sampler(data, split)
+        sampler = self.sampler(data, train)
         if train and len(sampler) < self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but each of {self.num_replicas} devices has "

@@ -212,11 +212,11 @@ class TextDataModule(DataModule):
         most = self.max_length - 2
         return self.frame([self.vocabulary.encode(words)[:most] for words in sentences])
 
-    def sampler(self, data: Dataset, split: Split) -> ResumableSampler:
-        if split == "train" and self.bucket and isinstance(data, SentenceRows):
+    def sampler(self, data: Dataset, train: bool) -> ResumableSampler:
+        if train and self.bucket and isinstance(data, SentenceRows):
             share = self.num_replicas, self.rank
             return BucketSampler(data, data.lengths, self.batch_size, *share, self.seed)
-        return super().sampler(data, split)
+        return super().sampler(data, train)
 
     def keep(self, folder: Path) -> None:
         """Write `vocabulary.json`."""
@@ -320,9 +320,9 @@ class DialogueDataModule(TextDataModule):
 class BagOfWordsDataModule(TextDataModule):
     """Documents as counts of words, in batches of `(counts, label)`, `(B, V)` and `(B,)`.
 
-    V is `vocab_size`: column i counts the word number i, column 1 strangers; those of `<pad>`, `<s>`
-    and `</s>` are empty. Batches travel as tokens and are counted on the device that they have
-    reached.
+    V is `vocab_size`: column i counts the word number i, column 1 strangers; those of `<pad>`,
+    `<s>` and `</s>` are empty. Batches travel as tokens and are counted on the device that they
+    have reached.
     """
 
     @property
