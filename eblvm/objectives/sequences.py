@@ -21,9 +21,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     r"""−log softmax(W h + b) at the target, in nats, with shape `(N,)`.
 
-    Logits of N rows and V words, their softmax and its gradient would be 3 N V numbers; this works
-    on some rows at a time and computes logits again for the gradient: a third more arithmetic, and
-    memory for `chunk` · V numbers. Few logits are computed and kept as usual.
+    Logits of N rows and V words, their softmax and its gradient would be 3 N V numbers. This works
+    on some rows at a time, takes gradients on the way forward, and needs memory for `chunk` · V
+    numbers and the gradients. Where losses are weighted unequally, the backward pass computes the
+    logits again for the weight's gradient: a third more arithmetic. Few logits are computed and
+    kept as usual.
 
     Arguments:
         hidden: h, with shape `(N, H)`.
@@ -41,7 +43,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, target, chunk, torch.is_grad_enabled())
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,19 +53,31 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Chunked forward; the backward pass computes each chunk's logits again."""
+    """Loss and gradients in one pass over chunks; a second one only for unequal weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        chunk: int,
+        learning: bool,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            log_sums = [_logits(rows, weight, bias).logsumexp(1) for rows in hidden.split(chunk)]
-            total = torch.cat(log_sums)
+            sums: list[Tensor] = []
+            gradients = _Gradients(ctx.needs_input_grad if learning else (False,) * 3)
+            for rows, goal in zip(hidden.split(chunk), target.split(chunk), strict=True):
+                logits = _logits(rows, weight, bias)
+                sums.append(logits.logsumexp(1))
+                if learning:
+                    gradients.add(logits.sub_(sums[-1][:, None]), goal, rows, weight, bias)
+            total = torch.cat(sums) if sums else hidden.new_zeros(0)
             picked = (hidden * weight[target]).to(total.dtype).sum(1)
             if bias is not None:
                 picked = picked + bias[target]
-        ctx.save_for_backward(hidden, weight, bias, target, total)
+        ctx.save_for_backward(hidden, weight, bias, target, total, *gradients.all())
         ctx.chunk = chunk
         return total - picked
 
@@ -71,22 +85,59 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        hidden, weight, bias, target, total = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight) if wants_weight else None
-        grad_bias = torch.zeros_like(bias) if wants_bias else None
+        hidden, weight, bias, target, total, for_hidden, for_weight, for_bias = ctx.saved_tensors
+        if for_hidden is not None:
+            for_hidden = (for_hidden * grad[:, None]).to(hidden.dtype)
+        if for_weight is None and for_bias is None:
+            return for_hidden, None, None, None, None, None
+        if len(grad) and bool((grad == grad[0]).all()):
+            scaled = [
+                None if g is None else (g * grad[0]).to(g.dtype) for g in (for_weight, for_bias)
+            ]
+            return for_hidden, scaled[0], scaled[1], None, None, None
+        again = _Gradients((False, *ctx.needs_input_grad[1:3]))
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                share = _logits(hidden[part], weight, bias).sub_(total[part, None]).exp_()
-                rows = torch.arange(len(share), device=share.device)
-                share[rows, target[part]] -= 1
-                share = share.mul_(grad[part, None]).to(weight.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[part] = share @ weight
-                if grad_weight is not None:
-                    grad_weight.addmm_(share.t(), hidden[part])
-                if grad_bias is not None:
-                    grad_bias += share.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+            parts = (part.split(ctx.chunk) for part in (hidden, target, total, grad))
+            for rows, goal, log_sum, scale in zip(*parts, strict=True):
+                log_share = _logits(rows, weight, bias).sub_(log_sum[:, None])
+                again.add(log_share, goal, rows, weight, bias, scale)
+        _, for_weight, for_bias = again.all()
+        return for_hidden, for_weight, for_bias, None, None, None
+
+
+class _Gradients:
+    """Gradients of the sum of losses, gathered chunk by chunk; those of hidden rows unsummed."""
+
+    def __init__(self, wanted: tuple[bool, ...]) -> None:
+        self.wanted = wanted
+        self.rows: list[Tensor] = []
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def add(
+        self,
+        log_share: Tensor,
+        goal: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None = None,
+    ) -> None:
+        """Add a chunk's; its log-softmax `(C, V)` is used up."""
+        share = log_share.exp_()
+        share[torch.arange(len(share), device=share.device), goal] -= 1
+        if scale is not None:
+            share *= scale[:, None]
+        share = share.to(weight.dtype)
+        if self.wanted[0]:
+            self.rows.append(share @ weight)
+        if self.wanted[1]:
+            self.weight = torch.zeros_like(weight) if self.weight is None else self.weight
+            self.weight.addmm_(share.t(), rows)
+        if self.wanted[2] and bias is not None:
+            self.bias = torch.zeros_like(bias) if self.bias is None else self.bias
+            self.bias += share.sum(0)
+
+    def all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden rows `(N, H)`, weight and bias; None where not wanted."""
+        return torch.cat(self.rows) if self.rows else None, self.weight, self.bias
