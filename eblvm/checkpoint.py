@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def vocabulary_of(checkpoint: dict[str, Any]) -> Vocabulary | None:
     """The vocabulary that the data module left in a checkpoint; None where there is none."""
     for part in checkpoint.values():
-        if isinstance(part, dict) and part.keys() == {"vocabulary"}:
+        if isinstance(part, dict) and "vocabulary" in part:
             return Vocabulary.from_state(part["vocabulary"])
     return None
 
