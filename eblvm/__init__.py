@@ -12,6 +12,7 @@ __all__ = [
     "energies",
     "priors",
     "posteriors",
+    "decoding",
     "likelihoods",
     "latent",
     "samplers",
@@ -19,6 +20,7 @@ __all__ = [
     "metrics",
     "data",
     "evaluation",
+    "text_evaluation",
     "models",
 ]
 

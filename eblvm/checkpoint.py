@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 
 from eblvm.cli import UserError
+from eblvm.data.vocabulary import Vocabulary
 
-__all__ = ["check_weights", "load", "read_checkpoint"]
+__all__ = ["check_weights", "load", "read_checkpoint", "vocabulary_of"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -33,6 +34,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is no Lightning checkpoint: it has no state_dict.")
     return checkpoint
+
+
+def vocabulary_of(checkpoint: dict[str, Any]) -> Vocabulary | None:
+    """The vocabulary that the data module left in a checkpoint; None where there is none."""
+    for part in checkpoint.values():
+        if isinstance(part, dict) and "vocabulary" in part:
+            return Vocabulary.from_state(part["vocabulary"])
+    return None
 
 
 def diagnosis(path: Path, error: Exception) -> str:

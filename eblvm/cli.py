@@ -129,20 +129,34 @@ def sample(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("eblvm sample", description="Draw from a trained model.")
     parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
     parser.add_argument("--num", type=int, default=64, help="number of samples (64)")
-    parser.add_argument("--out", default="samples.png", help=".png, .txt, or .pt for a tensor")
+    parser.add_argument(
+        "--out", default=None, help=".png, .txt, or .pt for a tensor (samples.png or samples.txt)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise", action="store_true", help="draw from p(x|z), not its mean")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
-    options = parser.parse_args(arguments)
-    if options.num < 1:
-        parser.error(f"--num is {options.num}; expected 1 or more")
-    folder = Path(options.out).resolve().parent
+    text = parser.add_argument_group("sentences")
+    text.add_argument("--symbol", type=int, default=None, help="draw latents given this symbol")
+    text.add_argument(
+        "--temperature", type=float, default=None, help="draw words; 0 takes the likeliest (0)"
+    )
+    text.add_argument("--top-k", type=int, default=None, help="draw among so many words")
+    text.add_argument("--top-p", type=float, default=None, help="draw among so much probability")
+    text.add_argument("--beam", type=int, default=None, help="follow so many prefixes")
+    options = vars(parser.parse_args(arguments))
+    if options["num"] < 1:
+        parser.error(f"--num is {options['num']}; expected 1 or more")
+    how = {name: options.pop(name) for name in ("temperature", "top_k", "top_p", "beam")}
+    how = {name: value for name, value in how.items() if value is not None}
+    if ("top_k" in how or "top_p" in how) and "temperature" not in how:
+        how["temperature"] = 1.0
+    folder = Path(options["out"] or "samples").resolve().parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to the folder {folder}; choose another --out.")
 
     from eblvm.training import draw
 
-    print(draw(**vars(options)))
+    print(draw(**options, how=how))
 
 
 def diagnose(arguments: Sequence[str]) -> None:

@@ -9,17 +9,56 @@ samples of a chain. Either way the loss is a reconstruction term and a prior ter
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from .likelihoods import Likelihood
+from .decoding import Decoding
+from .likelihoods import CategoricalLikelihood, Likelihood
 from .objectives.variational import importance_bound
 from .posteriors import Inference, Posterior
 from .priors import Prior
 from .samplers import noise_like
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["LatentVariableModel", "SymbolPrior", "draw_latents"]
+
+
+@runtime_checkable
+class SymbolPrior(Protocol):
+    """A prior that couples latents with symbols."""
+
+    def symbol_logits(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits `(B, K)` of the symbols of latents `(B, D)`."""
+
+    def sample(
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """Draw latents `(num, D)`, given symbols `(num,)` where there are such."""
+
+
+def draw_latents(
+    prior: Prior,
+    num: int,
+    generator: torch.Generator | None = None,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Draw latents `(num, D)`, given symbols `(num,)` if any.
+
+    Raises:
+        TypeError: If symbols are given and the prior has none.
+    """
+    if label is None:
+        return prior.sample(num, generator)
+    if not isinstance(prior, SymbolPrior):
+        raise TypeError(
+            f"{type(prior).__name__} has no symbols to draw latents given; leave the symbol out, "
+            "or train a model with a symbol-vector prior."
+        )
+    return prior.sample(num, generator, label=label)
 
 
 class LatentVariableModel(nn.Module):
@@ -63,7 +102,12 @@ class LatentVariableModel(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        noise: bool = False,
+        label: Tensor | None = None,
+        how: Decoding | None = None,
     ) -> Tensor:
         """Draw data, with shape `(num, *event)`.
 
@@ -72,15 +116,28 @@ class LatentVariableModel(nn.Module):
             generator: Source of the noise.
             noise: Whether to draw from p(x|z) instead of taking its mean. Pictures look better
                 without; the density of the model is the one with noise.
+            label: Symbols, int64 `(num,)`, to draw latents given; for priors that have symbols.
+            how: How to choose words, where data are sequences; see `eblvm.decoding`.
+
+        Raises:
+            TypeError: If the prior has no symbols, or the data are no sequences.
         """
-        z = self.prior.sample(num, generator)
+        z = draw_latents(self.prior, num, generator, label)
+        if how is not None:
+            if not isinstance(self.likelihood, CategoricalLikelihood):
+                raise TypeError(
+                    f"{type(self.likelihood).__name__} has no words to choose; temperature, top-k, "
+                    "top-p and beam are for sequences."
+                )
+            return self.likelihood.decode(z, how, generator)
         return self.likelihood.sample(z, generator) if noise else self.likelihood.mean(z)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Decode the inferred latent (the mean of an amortized posterior), `(B, *event)`."""
         inference = self.infer(x, generator)
-        return self.likelihood.mean(inference.z if inference.mean is None else inference.mean)
+        z = inference.z if inference.mean is None else inference.mean
+        return self.likelihood.reconstruction(x, z)
 
     @torch.no_grad()
     def log_likelihood(

@@ -2,14 +2,24 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .decoding import Decoding, decode
+from .objectives.sequences import linear_cross_entropy
 from .samplers import noise_like
 
-__all__ = ["BernoulliLikelihood", "CategoricalLikelihood", "GaussianLikelihood", "Likelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "DialogueLikelihood",
+    "GaussianLikelihood",
+    "Likelihood",
+    "MultinomialLikelihood",
+]
 
 
 class Likelihood(nn.Module, ABC):
@@ -34,6 +44,15 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw of x, with shape `(B, *event)`."""
+
+    def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
+        """What the decoder says of data that have the latent `z`; `mean(z)` by default.
+
+        Arguments:
+            x: The data, `(B, *event)`, of which a conditional likelihood uses the condition.
+            z: Their latents, `(B, D)`.
+        """
+        return self.mean(z)
 
     def _check(self, x: Tensor, mean: Tensor) -> None:
         if x.shape != mean.shape:
@@ -104,6 +123,10 @@ class CategoricalLikelihood(Likelihood):
     Sequences start with `bos`, whose probability is 1, end with `eos`, and are padded on the right
     with `pad`, which is not scored.
 
+    A decoder that offers `hidden(z, tokens) -> (B, L, H)` and `projection() -> (weight, bias)` is
+    not asked for logits: padded positions are left out before the projection onto the vocabulary,
+    and the logits of a large batch are never all in memory.
+
     Arguments:
         decoder: `(z, tokens) -> logits`, `(B, D), (B, L) -> (B, L, V)`; the logits at position l
             may depend on tokens up to l and predict the token at l + 1.
@@ -123,30 +146,109 @@ class CategoricalLikelihood(Likelihood):
         self.eos = eos
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        logits = self.decoder(z, x[:, :-1])
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), x[:, 1:].flatten(), ignore_index=self.pad, reduction="none"
-        )
-        return -loss.unflatten(0, (len(x), -1)).sum(1)
+        return self._log_prob(x, z)
 
-    def _generate(self, z: Tensor, generator: torch.Generator | None, greedy: bool) -> Tensor:
-        tokens = torch.full((len(z), 1), self.bos, dtype=torch.long, device=z.device)
-        ended = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        while tokens.shape[1] < self.max_length and not ended.all():
-            logits = self.decoder(z, tokens)[:, -1]
-            if greedy:
-                token = logits.argmax(-1)
-            else:
-                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-            token = token.masked_fill(ended, self.pad)
-            tokens = torch.cat([tokens, token[:, None]], dim=1)
-            ended = ended | (token == self.eos)
-        return F.pad(tokens, (0, self.max_length - tokens.shape[1]), value=self.pad)
+    def _log_prob(self, x: Tensor, z: Tensor, **context: Tensor) -> Tensor:
+        decoder: Any = self.decoder
+        target = x[:, 1:]
+        if not (hasattr(decoder, "hidden") and hasattr(decoder, "projection")):
+            logits = decoder(z, x[:, :-1], **context)
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=self.pad, reduction="none"
+            )
+            return -loss.unflatten(0, (len(x), -1)).sum(1)
+        scored = target != self.pad
+        hidden = decoder.hidden(z, x[:, :-1], **context)[scored]
+        weight, bias = decoder.projection()
+        loss = linear_cross_entropy(hidden, weight, bias, target[scored])
+        placed = loss.new_zeros(target.shape).masked_scatter(scored, loss)
+        return -placed.sum(1)
+
+    def decode(
+        self,
+        z: Tensor,
+        how: Decoding | None = None,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Sequences `(B, max_length)` for latents `(B, D)`; the greedy ones if `how` is None."""
+        special = {"pad": self.pad, "bos": self.bos, "eos": self.eos}
+        return decode(self.decoder, z, self.max_length, how, generator, context=context, **special)
 
     def mean(self, z: Tensor) -> Tensor:
         """The greedy decoding, with shape `(B, max_length)`."""
-        return self._generate(z, None, greedy=True)
+        return self.decode(z)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Ancestral sampling, with shape `(B, max_length)`."""
-        return self._generate(z, generator, greedy=False)
+        return self.decode(z, Decoding(temperature=1.0), generator)
+
+
+class DialogueLikelihood(CategoricalLikelihood):
+    """Responses given a latent and the turns before, p(x₀|z, x₁ … x_T).
+
+    Data `(B, 1 + T, L)` hold the response in row 0 and the turns before it in the others. Only the
+    response is scored.
+
+    Arguments:
+        decoder: As for `CategoricalLikelihood`, with a third argument, `context=` the turns before,
+            `(B, T, L)`.
+        max_length: The longest response, with `bos` and `eos`.
+    """
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self._log_prob(x[:, 0], z, context=x[:, 1:])
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Refused: there is no response without the turns before.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "a response needs the turns before it: `likelihood.decode(z, context=x[:, 1:])`. "
+            "`eblvm test` with eblvm.text_evaluation.Responses answers the test dialogues."
+        )
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean(z)
+
+    def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
+        """The greedy response to the turns before, `(B, max_length)`."""
+        return self.decode(z, context=x[:, 1:])
+
+
+class MultinomialLikelihood(Likelihood):
+    r"""Bags of words, :math:`\log p(x|z) = \sum_w x_w \log \mathrm{softmax}(g(z))_w`.
+
+    The multinomial coefficient, which does not depend on the model, is left out.
+
+    References:
+        Latent Space Energy-Based Model of Symbol-Vector Coupling (Pang and Wu, 2021), AGNews.
+
+    Arguments:
+        decoder: Logits g, `(B, D) -> (B, V)`.
+        num_words: Words in a bag that is drawn.
+    """
+
+    def __init__(self, decoder: nn.Module, num_words: int = 40) -> None:
+        super().__init__(decoder)
+        if num_words < 1:
+            raise ValueError(f"num_words is {num_words}; expected 1 or more.")
+        self.num_words = num_words
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        logits = self.decoder(z)
+        self._check(x, logits)
+        return (x * logits.log_softmax(-1)).sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Expected counts in a bag of `num_words`, `(B, V)`."""
+        return self.num_words * self.decoder(z).softmax(-1)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        share = self.decoder(z).softmax(-1)
+        words = torch.multinomial(share, self.num_words, replacement=True, generator=generator)
+        return torch.zeros_like(share).scatter_add_(
+            1, words, torch.ones_like(share)[:, :1].expand_as(words)
+        )

@@ -3,6 +3,7 @@
 Matplotlib and PIL are imported when used.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["density_figure", "image_grid", "save_image", "save_samples", "scatter_figure"]
+__all__ = [
+    "density_figure",
+    "image_grid",
+    "latent_figure",
+    "save_image",
+    "save_samples",
+    "scatter_figure",
+]
 
 
 def image_grid(images: Tensor, num_columns: int | None = None, min_side: int = 480) -> Tensor:
@@ -83,6 +91,42 @@ def density_figure(
     x, y = samples.double().cpu().T.numpy()
     axes.scatter(x, y, s=2, alpha=0.5, linewidths=0)
     axes.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
+    return figure
+
+
+def latent_figure(
+    posterior: Tensor, prior: Tensor, labels: Tensor, values: Sequence[str] = ()
+) -> "Figure":
+    """Latents of data, by label, and of the prior, in the plane of the data's principal axes.
+
+    Both parts have the same axes and scale.
+
+    Arguments:
+        posterior: Latents of data, `(N, D)`.
+        prior: Draws of the prior, `(M, D)`.
+        labels: int64 `(N,)`.
+        values: Names of the labels' values; without them all points have one color.
+    """
+    posterior, prior = posterior.double().cpu(), prior.double().cpu()
+    center = posterior.mean(0)
+    _, _, axes_of = torch.linalg.svd(posterior - center, full_matrices=False)
+    plane = [(z - center) @ axes_of[:2].T for z in (posterior, prior)]
+    plane = [torch.nn.functional.pad(z, (0, 2 - z.shape[1])) for z in plane]  # of one dimension
+    reach = 1.05 * float(torch.cat(plane).abs().max())
+    figure = _figure(2)
+    for i, (title, z) in enumerate(zip(("data", "prior"), plane, strict=True)):
+        axes = figure.add_subplot(1, 2, i + 1, title=title, aspect="equal")
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        if i == 0 and values:
+            for value, name in enumerate(values):
+                rows = z[labels == value]
+                x, y = rows.T.numpy()
+                axes.scatter(x, y, s=4, alpha=0.6, linewidths=0, label=name)
+            if len(values) <= 12:
+                axes.legend(fontsize="x-small", markerscale=2, loc="upper right")
+        else:
+            x, y = z.T.numpy()
+            axes.scatter(x, y, s=4, alpha=0.6, linewidths=0, color="gray")
     return figure
 
 

@@ -28,7 +28,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from eblvm.callbacks import CompileNetworks, Interrupt, Progress, RandomState
-from eblvm.checkpoint import check_weights, load, read_checkpoint
+from eblvm.checkpoint import check_weights, load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError, recipe_root, resolve_recipe
 from eblvm.complaint import retell
 from eblvm.models.learner import NonFiniteError
@@ -179,6 +179,8 @@ class CommandLine(LightningCLI):
             self._check_weights(arguments.get("ckpt_path"))
             if self.trainer.is_global_zero:
                 make_folder(Path(str(self.run_dir)), "--runs")
+                if hasattr(self.datamodule, "keep"):
+                    self.datamodule.keep(Path(str(self.run_dir)))
                 self._keep_rows(arguments.get("ckpt_path"))
             with mendable():
                 self.trainer.fit(**arguments)
@@ -266,7 +268,8 @@ class CommandLine(LightningCLI):
         if ckpt.is_file():
             lines.append(f"next:     eblvm test --ckpt_path {display(ckpt)}")
             if hasattr(self.model, "sample"):
-                lines.append(f"          eblvm sample --ckpt {display(ckpt)} --out samples.png")
+                out = "samples.txt" if hasattr(self.datamodule, "vocabulary") else "samples.png"
+                lines.append(f"          eblvm sample --ckpt {display(ckpt)} --out {out}")
         return "\n".join(lines)
 
     def _finish_run(self) -> None:
@@ -470,24 +473,77 @@ def display(path: Path | None) -> str:
 
 
 def draw(
-    ckpt: str, num: int, out: str, seed: int, device: str | None = None, noise: bool = False
+    ckpt: str,
+    num: int,
+    out: str | None,
+    seed: int,
+    device: str | None = None,
+    noise: bool = False,
+    symbol: int | None = None,
+    how: dict[str, Any] | None = None,
 ) -> str:
     """Draw samples of a checkpoint into a file; the sentence that says so.
 
-    Images become a grid, 2-D points a scatter plot, tokens lines of text; `.pt` keeps the tensor.
+    Images become a grid, 2-D points a scatter plot, sentences lines of words; `.pt` keeps the
+    tensor.
+
+    Arguments:
+        ckpt: The checkpoint.
+        num: How many.
+        out: The file; `samples.txt` for sentences and `samples.png` for all else if None.
+        seed: Of the noise.
+        device: Where to compute.
+        noise: Whether to draw from p(x|z) instead of taking its mean.
+        symbol: The symbol of all samples.
+        how: Arguments of `eblvm.decoding.Decoding`.
     """
+    from eblvm.decoding import Decoding
     from eblvm.pictures import save_samples
 
     with mendable():
+        vocabulary = vocabulary_of(read_checkpoint(ckpt))
         model: Any = load(ckpt, device)
         if not hasattr(model, "sample"):
             raise UserError(f"{ckpt} is of a {type(model).__name__}, which draws no samples.")
-        samples = model.sample(num, torch.Generator(model.device).manual_seed(seed), noise)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        options: dict[str, Any] = {"how": Decoding(**how)} if how else {}
+        if symbol is not None:
+            check_symbol(model, symbol)
+            options["label"] = torch.full((num,), symbol, device=model.device)
+        if not options:
+            samples = model.sample(num, generator, noise)
+        elif hasattr(model, "latent"):
+            samples = model.latent.sample(num, generator, noise, **options)
+        else:
+            raise UserError(
+                f"{ckpt} is of a {type(model).__name__}; --symbol, --temperature, --top-k, --top-p "
+                "and --beam are for latent-variable models of text."
+            )
+    words = vocabulary is not None and not samples.is_floating_point()
+    path = Path(out or ("samples.txt" if words else "samples.png"))
     try:
-        save_samples(samples.cpu(), Path(out))
+        if vocabulary is not None and words and path.suffix == ".txt":
+            lines = [" ".join(words) for words in vocabulary.sentences(samples)]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            save_samples(samples.cpu(), path)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    return f"{num} samples of {ckpt}: {out}"
+    return f"{num} samples of {ckpt}: {path}"
+
+
+def check_symbol(model: Any, symbol: int) -> None:
+    """Raise a `UserError` if the model has no such symbol."""
+    prior: Any = getattr(getattr(model, "latent", None), "prior", None)
+    try:
+        if not hasattr(prior, "symbol_logits"):
+            raise TypeError(f"{type(prior or model).__name__} has no symbols.")
+        with torch.no_grad():
+            count = prior.symbol_logits(prior.origin[None]).shape[1]
+    except TypeError as error:
+        raise UserError(f"--symbol {symbol}: {error}") from error
+    if not 0 <= symbol < count:
+        raise UserError(f"--symbol is {symbol}; this model has 0 to {count - 1}.")
 
 
 def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataModule]:

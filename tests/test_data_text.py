@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from eblvm.data import TextDataModule, Vocabulary
+from eblvm.data import (
+    BagOfWordsDataModule,
+    DialogueDataModule,
+    GrammarCorpus,
+    PennTreebank,
+    Subwords,
+    TextDataModule,
+    TextFiles,
+    Vocabulary,
+)
 
 
 @pytest.fixture
@@ -21,7 +30,7 @@ def text(tmp_path):
             content = content.encode() if isinstance(content, str) else content
             paths[-1].write_bytes(content)
         options = {"vocab_size": 7, "max_length": 6, "batch_size": 1, **kwargs}
-        return TextDataModule(*map(str, paths), **options)
+        return TextDataModule(TextFiles(*map(str, paths)), **options)
 
     return make
 
@@ -34,41 +43,76 @@ def test_words_are_numbered_by_count_then_spelling():
 
 def test_decoding_undoes_encoding_and_strangers_are_unknown():
     vocabulary = Vocabulary.from_counts([["a", "b"]])
-    assert vocabulary.decode(vocabulary.encode(["b", "a", "<s>", "z"])) == [
-        "b",
-        "a",
-        "<s>",
-        "<unk>",
-    ]
+    words = vocabulary.decode(vocabulary.encode(["b", "a", "<s>", "z"]))
+    assert words == ["b", "a", "<s>", "<unk>"]
+
+
+def test_a_sentence_ends_where_it_ends():
+    vocabulary = Vocabulary.from_counts([["a", "b"]])
+    assert vocabulary.sentence([2, 4, 5, 3, 4, 0]) == ["a", "b"]
+    assert vocabulary.sentence([2, 4, 0, 5]) == ["a"]
+    assert vocabulary.sentences(torch.tensor([[2, 3, 0], [2, 5, 4]])) == [[], ["b", "a"]]
 
 
 def test_a_vocabulary_survives_saving(tmp_path):
     vocabulary = Vocabulary.from_counts([["ä", '"', "b"]])
     vocabulary.save(tmp_path / "words.json")
-    assert Vocabulary.load(tmp_path / "words.json").words == vocabulary.words
+    assert Vocabulary.load(tmp_path / "words.json") == vocabulary
+
+
+def test_subwords_spell_what_words_cannot(tmp_path):
+    pytest.importorskip("tokenizers")
+    sentences = [["low", "lower", "lowest"], ["new", "newer", "newest"]] * 5
+    subwords = Subwords.from_counts(sentences, max_size=40)
+    assert subwords.words[:4] == list(Vocabulary.SPECIAL)
+    strange = ["newlow", "west", "erst"]
+    numbers = subwords.encode(strange)
+    assert Vocabulary.UNK not in numbers and len(numbers) > len(strange)
+    assert subwords.sentence([2, *numbers, 3, 0]) == strange
+    subwords.save(tmp_path / "pieces.json")
+    again = Vocabulary.load(tmp_path / "pieces.json")
+    assert isinstance(again, Subwords) and again.encode(strange) == numbers
+
+
+def test_a_module_of_subwords(text):
+    pytest.importorskip("tokenizers")
+    train = "\n".join(["low lower lowest", "new newer newest"] * 5)
+    module = text(train, "slower", "news", subwords=True, vocab_size=25, max_length=20)
+    tokens, _ = next(module.batches("train"))
+    assert len(module.vocabulary) == 25
+    assert module.vocabulary.sentence(tokens[0]) in [t.split() for t in train.split("\n")[:2]]
 
 
 def test_batches_are_right_padded_sentences(text):
-    module = text()
+    module = text(val="a d\nb a a\n", batch_size=2)
     tokens, label = next(module.batches("val"))
     assert tokens.dtype == torch.int64
-    assert tokens.tolist() == [[2, 4, 1, 3, 0, 0]]  # <s> a <unk> </s> <pad> <pad>
-    assert label.tolist() == [0]
-    assert tokens.shape[1:] == module.event_shape
+    assert tokens.tolist() == [[2, 4, 1, 3, 0], [2, 5, 4, 4, 3]]  # <s> a <unk> </s> <pad>
+    assert label.tolist() == [0, 0]
+    assert module.event_shape == (6,)
 
 
-def test_long_sentences_keep_their_start_and_the_end_symbol(text):
-    tokens, _ = next(text(test="a a a a a b b\n").batches("test"))
-    assert tokens.tolist() == [[2, 4, 4, 4, 4, 3]]
+def test_what_is_too_long_is_refused_cut_or_dropped(text):
+    long = {"test": "b\na a a a a b b\n", "batch_size": 2}
+    with pytest.raises(ValueError, match=r"test.txt, line 2: a sentence of 7 words, .*room for 4"):
+        next(text(**long).batches("test"))
+    tokens, _ = next(text(**long, too_long="cut").batches("test"))
+    assert tokens.tolist() == [[2, 5, 3, 0, 0, 0], [2, 4, 4, 4, 4, 3]]
+    tokens, _ = next(text(**long, too_long="drop").batches("test"))
+    assert tokens.tolist() == [[2, 5, 3]]
+    with pytest.raises(ValueError, match=r"all 1 sentences of .*test.txt are longer"):
+        text(test="a a a a a a\n", too_long="drop").dataset("test")
+    with pytest.raises(ValueError, match="too_long is 'trim'"):
+        text(too_long="trim")
 
 
 def test_training_visits_every_sentence(text):
     rows = {tuple(tokens[0].tolist()) for tokens, _ in text().train_dataloader()}
-    assert rows == {(2, 4, 5, 4, 3, 0), (2, 6, 4, 5, 3, 0)}
+    assert rows == {(2, 4, 5, 4, 3), (2, 6, 4, 5, 3)}
 
 
 def test_a_stated_size_that_is_wrong_names_both_and_the_remedy(text, tmp_path):
-    with pytest.raises(ValueError, match=r"vocab_size is 9.*has 7 entries.*`vocab_size: 7`"):
+    with pytest.raises(ValueError, match=r"vocab_size is 9.*train.txt has 7 .*`vocab_size: 7`"):
         text(vocab_size=9).setup()
     Vocabulary.from_counts([["a"]]).save(tmp_path / "words.json")
     with pytest.raises(ValueError, match=r"vocab_size is 7.*words.json has 5 entries"):
@@ -76,16 +120,25 @@ def test_a_stated_size_that_is_wrong_names_both_and_the_remedy(text, tmp_path):
 
 
 def test_errors_name_file_and_line(text, tmp_path):
-    with pytest.raises(ValueError, match=r"train.txt, line 2: byte 0xe4 is not UTF-8"):
+    with pytest.raises(ValueError, match=r"train.txt, line 2: byte 0xe4 is not UTF-8.*iconv"):
         text(train=b"a b\nc \xe4 d\n").setup()
     with pytest.raises(ValueError, match=r"train.txt, line 1: the file ends without a sentence"):
         text(train="").setup()
-    with pytest.raises(ValueError, match=r"val.txt, line 3: the file ends without a sentence"):
+    with pytest.raises(ValueError, match=r"val.txt, line 4: the file ends without a sentence"):
         text(val="\n \n\n").dataset("val")
     module = text()
     (tmp_path / "test.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"test.txt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"test.txt is missing.*--data.root"):
         module.dataset("test")
+
+
+def test_a_corpus_of_one_sentence(text):
+    module = text(train="a b c", vocab_size=7)
+    assert [t.tolist() for t, _ in module.train_dataloader()] == [[[2, 4, 5, 6, 3]]]
+    with pytest.raises(ValueError, match=r"batch_size is 2, .* has 1 training items.*lower batch"):
+        text(train="a b c", vocab_size=7, batch_size=2).train_dataloader()
+    with pytest.raises(ValueError, match=r"none of 4 words or more. Lower min_words"):
+        text(train="a b c", min_words=4).setup()
 
 
 def test_arguments_out_of_range_are_refused(text):
@@ -93,6 +146,8 @@ def test_arguments_out_of_range_are_refused(text):
         text(max_length=2)
     with pytest.raises(ValueError, match="vocab_size is 4; expected 5 or more"):
         text(vocab_size=4)
+    with pytest.raises(ValueError, match=r"labels has 'mood'; TextFiles has \[\]"):
+        text(labels=["mood"])
 
 
 def test_broken_vocabularies_are_refused(tmp_path):
@@ -101,19 +156,155 @@ def test_broken_vocabularies_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has 'a' twice"):
         Vocabulary([*Vocabulary.SPECIAL, "a", "a"])
     path = tmp_path / "words.json"
+    with pytest.raises(FileNotFoundError, match=r"words.json is missing"):
+        Vocabulary.load(path)
     path.write_text("{not json")
     with pytest.raises(ValueError, match=r"words.json is not a vocabulary: "):
         Vocabulary.load(path)
     path.write_text(json.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"words.json is not a vocabulary; expected a JSON list"):
+    with pytest.raises(ValueError, match=r"words.json is not a vocabulary: expected a JSON list"):
         Vocabulary.load(path)
 
 
-def test_penn_treebank():
+def test_the_vocabulary_travels_with_the_state_and_another_is_refused(text, tmp_path):
+    module = text()
+    module.setup()
+    state = module.state_dict()
+    assert state == {"vocabulary": ["<pad>", "<unk>", "<s>", "</s>", "a", "b", "c"]}
+    fresh = text()
+    fresh.load_state_dict(state)
+    assert fresh.vocabulary == module.vocabulary
+    other = text(train="a b a\nc x b\n", vocab_size=8)
+    other.setup()
+    with pytest.raises(
+        ValueError, match=r"not that of .*train.txt: they have 7 and 8 entries.*RUN"
+    ):
+        other.load_state_dict(state)
+    other = text(train="b a b\nx a b\n")
+    other.setup()
+    with pytest.raises(ValueError, match="number 4 is 'a' there and 'b' here"):
+        other.load_state_dict(state)
+    module.keep(tmp_path)
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == module.vocabulary
+
+
+GRAMMAR = {"vocab_size": 200, "max_length": 16}
+
+
+def grammar(batch_size=16, num_train=230, kind=TextDataModule, **kwargs):
+    corpus = GrammarCorpus(num_train, 20, 20)
+    return kind(corpus, batch_size=batch_size, **GRAMMAR, **kwargs)
+
+
+def test_bucketed_batches_are_of_one_length_and_hold_everything_once():
+    loader = grammar().train_dataloader()
+    batches = [tokens for tokens, _ in loader]
+    assert len(batches) == 230 // 16
+    widths = [(tokens != 0).sum(1) for tokens in batches]
+    spread = sum(int(w.max() - w.min()) for w in widths) / len(widths)
+    plain = grammar(bucket=False).train_dataloader()
+    plain_widths = [(tokens != 0).sum(1) for tokens, _ in plain]
+    assert spread < 0.5 * sum(int(w.max() - w.min()) for w in plain_widths) / len(plain_widths)
+    rows = [tuple(row[row != 0].tolist()) for tokens in batches for row in tokens]
+    assert len(set(rows)) == len(rows) == 14 * 16
+    again = [tokens for tokens, _ in loader]
+    assert any(a.shape != b.shape or not a.equal(b) for a, b in zip(batches, again, strict=True))
+    lengths = [int(w.max()) for w in widths]
+    assert lengths != sorted(lengths)  # batches come in no order of length
+
+
+def test_bucketing_resumes_exactly_and_needs_the_same_pools():
+    loader = grammar().train_dataloader()
+    whole = [tokens for _ in range(2) for tokens, _ in loader]
+    loader = grammar().train_dataloader()
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    state = loader.state_dict()
+    resumed = grammar().train_dataloader()
+    resumed.load_state_dict(state)
+    rest = [tokens for _ in range(2) for tokens, _ in resumed]
+    assert len(rest) == len(whole) - 5
+    assert all(a.equal(b) for a, b in zip(rest, whole[5:], strict=True))
+    plain = grammar(bucket=False).train_dataloader()
+    plain.load_state_dict(state)
+    with pytest.raises(ValueError, match="pool was 50 and is 0"):
+        next(iter(plain))
+
+
+def test_ranks_share_a_batch_of_one_length():
+    shares = []
+    for rank in (0, 1):
+        module = grammar(batch_size=8)
+        module.trainer = type("Trainer", (), {"world_size": 2, "global_rank": rank})()
+        loader = module.loader("train")
+        shares.append([tokens for tokens, _ in loader])
+    whole = [tokens for tokens, _ in grammar(batch_size=16).train_dataloader()]
+    assert len(shares[0]) == len(shares[1]) == len(whole)
+    for one, other, both in zip(*shares, whole, strict=True):
+        rows = sorted(row[row != 0].tolist() for part in (one, other) for row in part)
+        assert rows == sorted(row[row != 0].tolist() for row in both)
+
+
+def test_labels_by_name():
+    _, label = next(grammar().batches("val"))
+    assert label.shape == (16, 2)
+    _, topic = next(grammar(labels=["topic"]).batches("val"))
+    assert torch.equal(topic, label[:, 0])
+    assert list(grammar(labels=["sentiment"]).label_values) == ["sentiment"]
+
+
+def test_dialogues_put_the_response_first(tmp_path):
+    folder = tmp_path / "sgd"
+    folder.mkdir()
+    turns = [["U", "Hi there!", []], ["S", "Hello.", []], ["U", "Bye", []]]
+    line = json.dumps({"services": ["Hotels_1"], "turns": turns})
+    for name in ("train", "dev", "test"):
+        (folder / f"{name}.jsonl").write_text(line + "\n")
+    from eblvm.data import SchemaGuidedDialogue
+
+    corpus = SchemaGuidedDialogue(num_context=2)
+    module = DialogueDataModule(corpus, 13, 10, 3, root=str(tmp_path))
+    assert module.event_shape == (3, 10)
+    x, label = next(module.batches("val"))
+    said = [[" ".join(words) for words in module.vocabulary.sentences(row)] for row in x]
+    assert said == [
+        ["<usr> hi there !", "<d>", ""],
+        ["<sys> hello .", "<d>", "<usr> hi there !"],
+        ["<usr> bye", "<usr> hi there !", "<sys> hello ."],
+    ]
+    assert x.shape == (3, 3, 6)  # as wide as its longest turn
+    assert label.tolist() == [[7, 0], [7, 1], [7, 0]]
+
+
+def test_bags_count_words_and_strangers():
+    module = grammar(kind=BagOfWordsDataModule)
+    counts, _ = next(module.batches("val"))
+    tokens, _ = next(grammar().batches("val"))
+    assert counts.shape == (16, 200) and module.event_shape == (200,)
+    assert torch.equal(counts[:, 1], (tokens == 1).sum(1).float())
+    assert not counts[:, [0, 2, 3]].any()
+    word = int(tokens[0, 1])
+    assert counts[0, word] == (tokens[0] == word).sum()
+    assert torch.equal(counts.sum(1), (tokens > 3).sum(1) + (tokens == 1).sum(1))
+    share = module.log_frequency().exp()
+    words = torch.cat([t.flatten() for t, _ in grammar(bucket=False, batch_size=1).loader("train")])
+    known = words[words > 3]
+    truth = torch.bincount(known, minlength=200) / len(known)
+    torch.testing.assert_close(share[4:], truth[4:], atol=1e-6, rtol=1e-4)
+
+
+def data_root(name):
     root = os.environ.get("EBLVM_DATA")
-    if root is None or not (Path(root) / "ptb").is_dir():
-        pytest.skip("EBLVM_DATA names no folder with ptb")
-    files = [str(Path(root) / "ptb" / f"ptb.{part}.txt") for part in ("train", "valid", "test")]
-    module = TextDataModule(*files, vocab_size=10_002, max_length=40, batch_size=100)
+    if root is None or not (Path(root) / name).is_dir():
+        pytest.skip(f"EBLVM_DATA names no folder with {name}")
+    return root
+
+
+def test_penn_treebank():
+    root = data_root("ptb")
+    module = TextDataModule(PennTreebank(), 10_002, 40, 100, too_long="cut", root=root)
     sizes = [len(module.dataset(split)) for split in ("train", "val", "test")]
     assert sizes == [42068, 3370, 3761]
+    lengths = module.dataset("train").lengths.float()
+    assert float(lengths.mean()) == pytest.approx(22.7, abs=0.05)  # published, <s> and </s> counted

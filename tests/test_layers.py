@@ -13,18 +13,19 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
-SHELL |= {"eblvm.complaint", "eblvm.diagnosis"}
+SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.text_evaluation"}
 
 BELOW = {
     "eblvm.objectives": set(),
     "eblvm.samplers": set(),
     "eblvm.energies": set(),
-    "eblvm.likelihoods": {"eblvm.samplers"},
+    "eblvm.decoding": set(),
+    "eblvm.likelihoods": {"eblvm.samplers", "eblvm.objectives", "eblvm.decoding"},
     "eblvm.priors": {"eblvm.energies", "eblvm.samplers", "eblvm.objectives"},
     "eblvm.posteriors": {"eblvm.priors", "eblvm.likelihoods", "eblvm.samplers"},
     "eblvm.latent": {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods"),
-        *("eblvm.samplers", "eblvm.objectives"),
+        *("eblvm.samplers", "eblvm.objectives", "eblvm.decoding"),
     },
     "eblvm.data": set(),
     "eblvm.pictures": set(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-__all__ = ["ResumableLoader", "ResumableSampler", "TensorRows", "seeded_generator"]
+__all__ = ["BucketSampler", "ResumableLoader", "ResumableSampler", "TensorRows", "seeded_generator"]
 
 
 def seeded_generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -72,15 +72,61 @@ class ResumableSampler(DistributedSampler[int]):
         self.num_samples = len(range(rank, self.total_size, num_replicas))
         self.position = 0
 
-    def __iter__(self) -> Iterator[int]:
+    def permutation(self) -> list[int]:
+        """All indices in the order of this epoch, of which every rank takes its share."""
         num = len(self.dataset)  # type: ignore[arg-type]
-        if self.shuffle:
-            order = torch.randperm(num, generator=seeded_generator(self.seed, self.epoch)).tolist()
-        else:
-            order = list(range(num))
-        share = order[self.rank : self.total_size : self.num_replicas]
+        if not self.shuffle:
+            return list(range(num))
+        return torch.randperm(num, generator=seeded_generator(self.seed, self.epoch)).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        share = self.permutation()[self.rank : self.total_size : self.num_replicas]
         start, self.position = self.position, 0
         return iter(share[start:])
+
+
+class BucketSampler(ResumableSampler):
+    """Items of about one length beside each other, so that batches need little padding.
+
+    A permutation by (seed, epoch) is cut into pools; each pool is sorted by length and cut into
+    batches, and the batches are permuted again. With several ranks such a batch is the one that all
+    ranks share, so they wait little for each other.
+
+    Arguments:
+        dataset: Anything with a length.
+        lengths: The length of each item.
+        batch_size: Items per batch and rank.
+        num_replicas: R, how many ranks share the data.
+        rank: r, which of them this is.
+        seed: The seed of all permutations.
+        pool: Batches in a pool: more make lengths more equal and the order less random.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        lengths: Tensor,
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        pool: int = 50,
+    ) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        if pool < 1:
+            raise ValueError(f"pool is {pool}; expected 1 or more batches.")
+        self.lengths, self.together, self.pool = lengths, batch_size * num_replicas, pool
+
+    def permutation(self) -> list[int]:
+        order = torch.tensor(super().permutation())
+        num_full = len(order) - len(order) % self.together
+        pools = order[:num_full].split(self.pool * self.together)
+        batches = [
+            b for p in pools for b in p[self.lengths[p].argsort(stable=True)].split(self.together)
+        ]
+        generator = seeded_generator(self.seed, self.epoch, 1)
+        places = torch.randperm(len(batches), generator=generator).tolist()
+        return torch.cat([*(batches[i] for i in places), order[num_full:]]).tolist()
 
 
 def whole_batch(items: Any) -> Any:
@@ -171,6 +217,7 @@ class ResumableLoader(DataLoader):
             "num_items": len(self.dataset),  # type: ignore[arg-type]
             "num_replicas": getattr(sampler, "num_replicas", 1),
             "seed": getattr(sampler, "seed", 0),
+            "pool": getattr(sampler, "pool", 0),
         }
 
     def _start(self) -> int:
@@ -180,7 +227,9 @@ class ResumableLoader(DataLoader):
             return 0
         size = self._size()
         changed = [
-            f"{key} was {state[key]} and is {size[key]}" for key in size if state[key] != size[key]
+            f"{key} was {state[key]} and is {size[key]}"
+            for key in size
+            if state.get(key, size[key]) != size[key]
         ]
         if changed:
             raise ValueError(

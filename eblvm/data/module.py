@@ -7,6 +7,7 @@ that into what models see, on the device that the batch has reached. Under a Tra
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -70,6 +71,15 @@ class DataModule(LightningDataModule, ABC):
         """
         return batch
 
+    def sampler(self, data: Dataset, train: bool) -> ResumableSampler:
+        """The order of a split's items on this device: shuffled in training."""
+        return ResumableSampler(
+            data, self.num_replicas, self.rank, shuffle=train, seed=self.seed, drop_last=train
+        )
+
+    def keep(self, folder: Path) -> None:
+        """Write what a run's folder needs beside its checkpoints; nothing by default."""
+
     def loader(self, split: Split) -> ResumableLoader:
         """A new loader of a split; outside of a Trainer its batches are finished.
 
@@ -80,9 +90,7 @@ class DataModule(LightningDataModule, ABC):
             raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}.")
         train = split == "train"
         data = self.dataset(split)
-        sampler = ResumableSampler(
-            data, self.num_replicas, self.rank, shuffle=train, seed=self.seed, drop_last=train
-        )
+        sampler = self.sampler(data, train)
         if train and len(sampler) < self.batch_size:
             raise ValueError(
                 f"batch_size is {self.batch_size}, but each of {self.num_replicas} devices has "

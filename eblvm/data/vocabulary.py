@@ -1,9 +1,10 @@
-"""Words and their numbers."""
+"""Words, or pieces of words, and their numbers."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Vocabulary"]
 
@@ -25,6 +26,8 @@ class Vocabulary:
         [4, 1]
         >>> vocabulary.decode([2, 4, 5, 3, 0])
         ['<s>', 'a', 'b', '</s>', '<pad>']
+        >>> vocabulary.sentence([2, 4, 5, 3, 0])
+        ['a', 'b']
     """
 
     SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
@@ -57,25 +60,46 @@ class Vocabulary:
         words = sorted(counts, key=lambda word: (-counts[word], word))
         return cls([*cls.SPECIAL, *words][:max_size])
 
-    @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
-        """Read what `save` wrote.
+    @staticmethod
+    def load(path: str | Path) -> "Vocabulary":
+        """Read what `save` wrote: a list of words, or the tokenizer of `Subwords`.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a JSON list of words.
+            ValueError: If it is neither.
         """
         try:
-            words = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
-            raise ValueError(f"{path} is not a vocabulary: {error}.") from error
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"{path} is not a vocabulary; expected a JSON list of words.")
-        return cls(words)
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            return Vocabulary.from_state(state)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} is missing; expected a vocabulary that a run saved as vocabulary.json."
+            ) from None
+        except ValueError as error:  # JSON and UTF-8 errors are ValueErrors, too
+            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+
+    @staticmethod
+    def from_state(state: Any) -> "Vocabulary":
+        """Undo `state`.
+
+        Raises:
+            ValueError: If it is not a state of a vocabulary.
+        """
+        if isinstance(state, dict) and "model" in state:
+            from .subwords import Subwords
+
+            return Subwords(state)
+        if not isinstance(state, list) or not all(isinstance(word, str) for word in state):
+            raise ValueError("expected a JSON list of words, or the tokenizer of subwords.")
+        return Vocabulary(state)
+
+    def state(self) -> Any:
+        """All there is to know, in plain containers: for JSON and for checkpoints."""
+        return list(self.words)
 
     def save(self, path: str | Path) -> None:
-        """Write the words as JSON."""
-        text = json.dumps(self.words, ensure_ascii=False, indent=0)
+        """Write the state as JSON."""
+        text = json.dumps(self.state(), ensure_ascii=False, indent=0)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     def encode(self, words: Iterable[str]) -> list[int]:
@@ -86,5 +110,29 @@ class Vocabulary:
         """Words of numbers."""
         return [self.words[i] for i in numbers]
 
+    def sentence(self, numbers: Iterable[int]) -> list[str]:
+        """The words of a sentence: without `<s>`, and up to the first `</s>` or `<pad>`."""
+        return self.decode(self.within(numbers))
+
+    def within(self, numbers: Iterable[int]) -> list[int]:
+        """The numbers between `<s>` and the first `</s>` or `<pad>`."""
+        kept = []
+        for number in map(int, numbers):
+            if number in (self.END, self.PAD):
+                break
+            if number != self.START:
+                kept.append(number)
+        return kept
+
+    def sentences(self, tokens: Iterable[Iterable[int]]) -> list[list[str]]:
+        """The words of each row of tokens `(N, L)`; a tensor will do."""
+        rows = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+        return [self.sentence(row) for row in rows]
+
     def __len__(self) -> int:
         return len(self.words)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.state() == other.state()
+
+    __hash__ = None  # type: ignore[assignment]

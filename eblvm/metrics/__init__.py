@@ -2,6 +2,8 @@
 
 Images: `FrechetDistance`, `PrecisionRecall`, `DensityCoverage`, in the space of a
 `FeatureExtractor`. Likelihoods: `MeanLogLikelihood`, importance sampling, bits per dimension.
+Text: `CorpusBLEU`, `WordKL`, `ReversePerplexity`, `EmbeddingSimilarity`,
+`ControlAccuracy`; symbols: `MutualInformation`, `Homogeneity`, `SymbolAccuracy`.
 The plane: normalizers and divergences by quadrature. Detection: areas under curves.
 
 Metrics that gather over batches and ranks are `torchmetrics.Metric`; the rest are functions.
@@ -12,8 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bleu import CorpusBLEU, corpus_bleu
     from .classifier import ConvClassifier
     from .detection import Estimate, aupr, auroc, fpr_at_95_tpr
+    from .embeddings import EmbeddingSimilarity, read_vectors
     from .features import (
         ClassifierFeatures,
         FeatureExtractor,
@@ -23,6 +27,13 @@ if TYPE_CHECKING:
     )
     from .frechet import FrechetDistance, frechet_distance
     from .grid import LogNormalizer, grid_points, histogram_kl, kl_on_grid, log_normalizer
+    from .language import (
+        ControlAccuracy,
+        LanguageModel,
+        LSTMLanguageModel,
+        ReversePerplexity,
+        SentenceClassifier,
+    )
     from .likelihood import (
         MeanLogLikelihood,
         bits_per_dim,
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
         importance_log_likelihood,
     )
     from .manifold import DensityCoverage, PrecisionRecall
+    from .symbols import Homogeneity, MutualInformation, SymbolAccuracy, homogeneity
+    from .words import WordKL, word_kl
 
 _NAMES = {
     "features": [
@@ -50,6 +63,17 @@ _NAMES = {
     ],
     "grid": ["grid_points", "log_normalizer", "LogNormalizer", "kl_on_grid", "histogram_kl"],
     "detection": ["auroc", "aupr", "fpr_at_95_tpr", "Estimate"],
+    "bleu": ["CorpusBLEU", "corpus_bleu"],
+    "words": ["WordKL", "word_kl"],
+    "symbols": ["MutualInformation", "Homogeneity", "homogeneity", "SymbolAccuracy"],
+    "embeddings": ["EmbeddingSimilarity", "read_vectors"],
+    "language": [
+        "LanguageModel",
+        "LSTMLanguageModel",
+        "ReversePerplexity",
+        "SentenceClassifier",
+        "ControlAccuracy",
+    ],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -77,6 +101,21 @@ __all__ = [
     "aupr",
     "fpr_at_95_tpr",
     "Estimate",
+    "CorpusBLEU",
+    "corpus_bleu",
+    "WordKL",
+    "word_kl",
+    "MutualInformation",
+    "Homogeneity",
+    "homogeneity",
+    "SymbolAccuracy",
+    "EmbeddingSimilarity",
+    "read_vectors",
+    "LanguageModel",
+    "LSTMLanguageModel",
+    "ReversePerplexity",
+    "SentenceClassifier",
+    "ControlAccuracy",
 ]
 
 

@@ -1,6 +1,20 @@
 """Network architectures: what stands inside a posterior, a likelihood or an energy."""
 
+from .bag import BagOfWordsDecoder, BagOfWordsEncoder
 from .conv import ConvDecoder, ConvEncoder
+from .dialogue import DialogueDecoder, DialogueEncoder
 from .mlp import MLP, MLPEnergy
+from .text import SentenceDecoder, SentenceEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "MLPEnergy"]
+__all__ = [
+    "MLP",
+    "BagOfWordsDecoder",
+    "BagOfWordsEncoder",
+    "ConvDecoder",
+    "ConvEncoder",
+    "DialogueDecoder",
+    "DialogueEncoder",
+    "MLPEnergy",
+    "SentenceDecoder",
+    "SentenceEncoder",
+]

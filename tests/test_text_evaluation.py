@@ -1,0 +1,314 @@
+"""Models of text from the command line and under a Trainer: words in, words out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import nn
+
+from eblvm.data import BagOfWordsDataModule, GrammarCorpus, TextDataModule, Vocabulary
+from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import CategoricalLikelihood, MultinomialLikelihood
+from eblvm.models import LatentEBM
+from eblvm.models.networks import (
+    BagOfWordsDecoder,
+    BagOfWordsEncoder,
+    DialogueDecoder,
+    DialogueEncoder,
+    SentenceDecoder,
+    SentenceEncoder,
+)
+from eblvm.posteriors import AmortizedPosterior
+from eblvm.priors import GaussianPrior
+from eblvm.text_evaluation import (
+    Control,
+    LatentPicture,
+    Responses,
+    SentenceReconstructions,
+    Sentences,
+    Symbols,
+    WordBackground,
+)
+
+TINY = Path(__file__).with_name("tiny_text.yaml")
+RATES = {"posterior": 1e-3, "likelihood": 1e-3}
+
+
+def final(folder):
+    return torch.load(Path(folder) / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder."""
+    from eblvm.cli import main
+
+    folder = tmp_path_factory.mktemp("text")
+    main(["fit", "--config", str(TINY), f"--runs={folder}"])
+    return folder / "tiny_text" / "version_0"
+
+
+def test_a_checkpoint_alone_writes_words(run, eblvm):
+    words = json.loads((run / "vocabulary.json").read_text())
+    assert len(words) == 100 and final(run)["TextDataModule"] == {"vocabulary": words}
+    done = eblvm("sample", "--ckpt", run / "checkpoints/last.ckpt", "--num", 5)
+    assert done.status == 0 and "samples.txt" in done.out
+    lines = Path("samples.txt").read_text().splitlines()
+    assert len(lines) == 5 and {w for line in lines for w in line.split()} <= set(words[4:]) | {
+        "<unk>"
+    }
+    for flags in (["--temperature", 1], ["--top-k", 3], ["--top-p", 0.5], ["--beam", 3]):
+        done = eblvm("sample", "--ckpt", run / "checkpoints/last.ckpt", "--num", 5, *flags)
+        assert done.status == 0, done.err
+        assert Path("samples.txt").read_text().splitlines() != lines or flags[0] == "--beam"
+    done = eblvm("sample", "--ckpt", run / "checkpoints/last.ckpt", "--num", 2, "--out", "z.pt")
+    assert done.status == 0 and torch.load("z.pt").shape == (2, 16)
+
+
+def test_what_sampling_cannot_do_is_said(run, eblvm, tiny):
+    ckpt = run / "checkpoints/last.ckpt"
+    wrong = eblvm("sample", "--ckpt", ckpt, "--symbol", 2)
+    assert wrong.status == 2 and "--symbol 2: GaussianPrior has no symbols" in wrong.err
+    wrong = eblvm("sample", "--ckpt", ckpt, "--beam", 2, "--temperature", 1)
+    assert wrong.status == 2 and "a beam draws nothing" in wrong.err
+    wrong = eblvm("sample", "--ckpt", ckpt, "--out", "words.png")
+    assert wrong.status == 2 and "tokens to .txt" in wrong.err
+    assert eblvm("fit", "--config", tiny, "--trainer.max_steps=1").status == 0
+    images = "runs/tiny/version_0/checkpoints/last.ckpt"
+    wrong = eblvm("sample", "--ckpt", images, "--temperature", 1)
+    assert wrong.status == 2 and "GaussianLikelihood has no words to choose" in wrong.err
+
+
+def test_a_test_prints_figures_and_writes_texts(run, eblvm):
+    done = eblvm("test", "--ckpt", run / "checkpoints/last.ckpt")
+    assert done.status == 0, done.err
+    figures = json.loads((run / "test.json").read_text())
+    names = {"word_kl", "distinct", "novel", "mean_length", "grammatical", "reconstruction_bleu"}
+    names |= {"exact", "reverse_perplexity", "real_perplexity", "log_likelihood", "prior"}
+    assert {f"test/{name}" for name in names} <= figures.keys()
+    assert all(f"test/{name}" in done.out for name in names)
+    assert figures["protocol"]["WrittenLanguage"]["num_generated"] == 20
+    texts = {path.name for path in (run / "texts").iterdir()}
+    assert {f"{n}_test.txt" for n in ("sentences", "reconstructions", "interpolations")} <= texts
+    assert "sentences_epoch_0001.txt" in texts and "interpolations_epoch_0001.txt" not in texts
+    assert (run / "pictures" / "latents_test.png").stat().st_size > 1000
+    lines = (run / "texts" / "interpolations_test.txt").read_text().splitlines()
+    assert len(lines) == 2 * (1 + 3 + 1 + 1) and lines[0].startswith("from  ")
+
+
+def test_another_vocabulary_is_refused(run, eblvm):
+    ckpt = run / "checkpoints/last.ckpt"
+    seed = "--data.corpus.init_args.num_train=120"
+    wrong = eblvm("test", "--ckpt", ckpt, seed)
+    assert wrong.status == 2 and "the checkpoint's vocabulary is not that of Grammar" in wrong.err
+    right = eblvm("test", "--ckpt", ckpt, seed, f"--data.vocabulary_file={run}/vocabulary.json")
+    assert right.status == 0, right.err
+
+
+def test_resumed_equals_uninterrupted_with_bucketing(run, eblvm):
+    for steps in (5, 9):  # within an epoch of nine batches, and at its end
+        flags = ("--config", TINY, f"--trainer.max_steps={steps}", f"--runs=runs{steps}")
+        assert eblvm("fit", *flags).status == 0
+        other = Path(f"runs{steps}/tiny_text/version_0")
+        ckpt = other / "checkpoints/last.ckpt"
+        done = eblvm("fit", "--ckpt_path", ckpt, "--trainer.max_steps=-1")
+        assert done.status == 0, done.err
+        one, two = final(run), final(other)
+        assert one["global_step"] == two["global_step"] == 18
+        for name, weight in one["state_dict"].items():
+            assert torch.equal(weight, two["state_dict"][name]), name
+
+
+def trainer(folder, *callbacks, **settings):
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+def grammar(kind=TextDataModule, **kwargs):
+    return kind(GrammarCorpus(2000, 40, 40), 308, 16, 20, **kwargs)
+
+
+class Oracle(nn.Module):
+    """Decodes the sentence that the first latent numbers."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, z, tokens):
+        rows = self.tokens[z[:, 0].round().long() % len(self.tokens)]
+        following = rows[:, 1 : tokens.shape[1] + 1]
+        return 100 * nn.functional.one_hot(following, 308).float()
+
+
+class Place(nn.Module):
+    """Encodes a sentence as its number; any other as 0."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.number = {tuple(row[row != 0].tolist()): i for i, row in enumerate(tokens)}
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        mean = torch.tensor([[float(self.number.get(tuple(r[r != 0].tolist()), 0))] for r in x])
+        return torch.cat([mean, torch.full_like(mean, -20)], 1) + 0 * self.unused
+
+
+class Topics(GaussianPrior):
+    """Ten symbols: the topic of the sentence that a latent numbers."""
+
+    def __init__(self, topics, num_symbols=10):
+        super().__init__(1)
+        self.topics, self.num_symbols = topics, num_symbols
+
+    def symbol_logits(self, z, generator=None):
+        topic = self.topics[z[:, 0].round().long() % len(self.topics)]
+        return 50 * nn.functional.one_hot(topic, self.num_symbols).float()
+
+    def sample(self, num, generator=None, label=None):
+        z = torch.randint(len(self.topics), (num, 1), generator=generator).float()
+        for i in range(num) if label is not None else ():
+            z[i] = int((self.topics == label[i]).nonzero()[i % 3])
+        return z
+
+
+def oracle(data, wrong=0):
+    """A model that knows the test sentences and their topics, but for some."""
+    data.setup()
+    tokens = data.dataset("test").columns[0]
+    tokens = nn.functional.pad(tokens, (0, 16 - tokens.shape[1]))
+    topics = torch.tensor([example.labels[0] for example in data.examples("test")])
+    said = tokens.clone()
+    said[:wrong] = tokens[-1]
+    likelihood = CategoricalLikelihood(Oracle(said), 16)
+    latent = LatentVariableModel(Topics(topics), AmortizedPosterior(Place(tokens)), likelihood)
+    return LatentEBM(latent, {"posterior": 1e-3})
+
+
+def test_figures_of_a_model_that_knows_everything(tmp_path):
+    data = grammar()
+    run = trainer(tmp_path, Sentences(60), SentenceReconstructions(5), Symbols(3, per_batch=True))
+    run.test(oracle(data), data, verbose=False)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert figures["test/reconstruction_bleu"] == pytest.approx(100)
+    assert figures["test/exact"] == figures["test/grammatical"] == 1
+    assert figures["test/homogeneity_topic"] == pytest.approx(1)
+    assert figures["test/accuracy_topic"] == 1
+    assert figures["test/homogeneity_sentiment"] < 0.5
+    topics = torch.tensor([example.labels[0] for example in data.examples("test")])
+    share = torch.bincount(topics, minlength=10) / 40
+    entropy = -torch.special.xlogy(share, share).sum()
+    assert figures["test/mutual_information"] == pytest.approx(float(entropy), abs=1e-5)
+    assert figures["test/homogeneity_topic_chance"] < 0.8
+    assert figures["test/homogeneity_sentiment_per_batch_chance"] > 0.2
+    lines = (tmp_path / "texts" / "symbols_test.txt").read_text().splitlines()
+    symbol = None
+    for line in filter(None, lines):
+        if line.startswith("symbol"):
+            symbol, count = int(line.split()[1]), 0
+        else:
+            count += 1
+            assert data.corpus.parse(line.split())[0] == symbol and count <= 3
+
+
+def test_reconstructions_count_what_is_wrong(tmp_path):
+    data = grammar()
+    run = trainer(tmp_path, SentenceReconstructions(40))
+    run.test(oracle(data, wrong=10), data, verbose=False)
+    assert float(run.callback_metrics["test/exact"]) == pytest.approx(0.75)
+    assert 60 < float(run.callback_metrics["test/reconstruction_bleu"]) < 90
+    assert len((tmp_path / "texts" / "reconstructions_test.txt").read_text().splitlines()) == 120
+
+
+def test_control_is_judged_by_a_classifier(tmp_path):
+    data = TextDataModule(GrammarCorpus(2000, 40, 300), 308, 16, 20)
+    run = trainer(tmp_path, Control("topic", num=6, num_epochs=4))
+    run.test(oracle(data), data, verbose=False)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert figures["test/classifier_accuracy"] > 0.85
+    assert figures["test/control_accuracy"] > 0.8 and "test/control_food" in figures
+    assert "topic: food" in (tmp_path / "texts" / "control_test.txt").read_text()
+
+
+def test_callbacks_say_what_they_need(tmp_path):
+    data = grammar()
+    posterior = AmortizedPosterior(SentenceEncoder(308, 4, 8, 8))
+    likelihood = CategoricalLikelihood(SentenceDecoder(308, 2, 8, 8), 16)
+    vae = LatentEBM(LatentVariableModel(GaussianPrior(2), posterior, likelihood), RATES)
+    with pytest.raises(TypeError, match=r"Symbols needs a prior with symbols, .* GaussianPrior"):
+        trainer(tmp_path, Symbols()).test(vae, data, verbose=False)
+    with pytest.raises(ValueError, match=r"Control has label 'mood'; the corpus has \['topic'"):
+        trainer(tmp_path, Control("mood")).test(vae, data, verbose=False)
+    with pytest.raises(TypeError, match="WordBackground needs a BagOfWordsDecoder"):
+        trainer(tmp_path, WordBackground(), max_epochs=1).fit(vae, data)
+    with pytest.raises(TypeError, match="GaussianPrior has no symbols to draw latents given"):
+        vae.latent.sample(2, label=torch.zeros(2).long())
+    loader = data.test_dataloader()
+    with pytest.raises(TypeError, match="Sentences needs text with a vocabulary"):
+        trainer(tmp_path, Sentences(2)).test(vae, loader, verbose=False)
+
+
+def test_a_bag_of_words_learns_around_its_background(tmp_path):
+    data = grammar(BagOfWordsDataModule, labels=["topic"])
+    encoder = BagOfWordsEncoder(308, 8, [16], dropout=0.1)
+    likelihood = MultinomialLikelihood(BagOfWordsDecoder(4, 308, [16]))
+    latent = LatentVariableModel(GaussianPrior(4), AmortizedPosterior(encoder), likelihood)
+    learner = LatentEBM(latent, RATES)
+    run = trainer(tmp_path, WordBackground(), LatentPicture(20), max_epochs=2)
+    run.fit(learner, data)
+    torch.testing.assert_close(likelihood.decoder.background, data.log_frequency())
+    run.test(learner, data, verbose=False)
+    assert (tmp_path / "pictures" / "latents_test.png").exists()
+    assert learner.sample(3, noise=True).sum(1).tolist() == [40, 40, 40]
+
+
+def test_dialogues_are_answered(tmp_path):
+    from eblvm.data import DialogueDataModule, SchemaGuidedDialogue
+    from eblvm.likelihoods import DialogueLikelihood
+
+    folder = tmp_path / "sgd"
+    folder.mkdir()
+    turns = [["U", "Hi there you", []], ["S", "Hello you", []], ["U", "Bye you", []]]
+    line = json.dumps({"services": ["Hotels_1"], "turns": turns})
+    for name in ("train", "dev", "test"):
+        (folder / f"{name}.jsonl").write_text(f"{line}\n" * 4)
+    (tmp_path / "vectors.txt").write_text("you 1 0\nhi 0 1\nbye 1 1\nhello 0 2\nthere 1 0\n")
+    corpus = SchemaGuidedDialogue(num_context=3)
+    data = DialogueDataModule(corpus, 12, 8, 4, root=str(tmp_path))
+    encoder = DialogueEncoder(12, 4, 16, 16, 8)
+    likelihood = DialogueLikelihood(DialogueDecoder(12, 2, 16, 16, 8, dropout=0.0), 8)
+    latent = LatentVariableModel(GaussianPrior(2), AmortizedPosterior(encoder), likelihood)
+    learner = LatentEBM(latent, {"posterior": 1e-2, "likelihood": 1e-2})
+    answers = Responses(3, str(tmp_path / "vectors.txt"))
+    run = trainer(
+        tmp_path, answers, SentenceReconstructions(), max_epochs=60, check_val_every_n_epoch=60
+    )
+    run.fit(learner, data)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    # the turns before determine the answer, whatever the latent
+    assert figures["val/average"] > 95 and figures["val/exact"] == 1
+    texts = (tmp_path / "texts" / "responses_epoch_0059.txt").read_text()
+    assert "  model <sys> hello you" in texts and "<usr> hi there you" in texts
+
+
+def test_a_vocabulary_file_is_read_and_kept(tmp_path):
+    Vocabulary.from_counts([["the", "was"]]).save(tmp_path / "v.json")
+    data = TextDataModule(
+        GrammarCorpus(50, 5, 5), 6, 16, 5, vocabulary_file=str(tmp_path / "v.json")
+    )
+    tokens, _ = next(data.batches("val"))
+    assert int(tokens.max()) <= 5
+    data.keep(tmp_path)
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == data.vocabulary
