@@ -10,14 +10,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "energies",
+    "schedules",
     "priors",
     "posteriors",
     "likelihoods",
     "latent",
+    "regularizers",
     "samplers",
     "objectives",
     "metrics",
     "data",
+    "clustering",
     "evaluation",
     "models",
 ]

@@ -9,6 +9,7 @@ samples of a chain. Either way the loss is a reconstruction term and a prior ter
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,24 +42,31 @@ class LatentVariableModel(nn.Module):
         """Latents for `x`, with shape `(B, *event)`."""
         return self.posterior(x, self.prior, self.likelihood, generator)
 
-    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        inference: Inference | None = None,
+    ) -> dict[str, Tensor]:
         """The terms of the negative bound, each with shape `(B,)`, in nats.
 
         Arguments:
             x: Data, with shape `(B, *event)`.
             generator: Source of all noise of this step.
+            inference: What `infer` said of `x`, where it is known.
 
         Returns:
             `reconstruction`, −log p(x|z); and `prior`, whose gradient is that of KL(q(z|x) ‖ p(z))
             or, for chains, of −log p(z). Where the prior is learned, the value of `prior` lacks
             log Z and is no measure of progress.
         """
-        inference = self.infer(x, generator)
+        inference = inference or self.infer(x, generator)
         z, mean, log_variance = inference.z, inference.mean, inference.log_variance
+        given: Any = {} if inference.context is None else {"context": inference.context}
         if mean is None or log_variance is None:
-            prior = self.prior.loss(z, generator)
+            prior = self.prior.loss(z, generator, **given)
         else:
-            prior = self.prior.divergence(z, mean, log_variance, generator)
+            prior = self.prior.divergence(z, mean, log_variance, generator, **given)
         return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
 
     @torch.no_grad()
@@ -101,13 +109,15 @@ class LatentVariableModel(nn.Module):
         """
         if log_normalizer is None:
             log_normalizer = self.prior.log_normalizer(generator=generator)
-        mean, log_variance = self.posterior.proposal(x, self.prior, self.likelihood, generator)
-        constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi) - log_normalizer
+        proposal = self.posterior.proposal(x, self.prior, self.likelihood, generator)
+        mean, log_variance = self.prior.state(*proposal)
         log_weights = []
         for _ in range(num_samples):
             eps = noise_like(mean, generator)
             z = mean + (0.5 * log_variance).exp() * eps
-            log_joint = self.likelihood.log_prob(x, z) - self.prior.energy(z)
+            log_joint = self.likelihood.log_prob(x, z)
+            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator)
             log_q = -0.5 * (eps.square() + log_variance).sum(-1)
             log_weights.append(log_joint - log_q)
+        constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi)
         return importance_bound(torch.stack(log_weights).double()) + constant

@@ -13,18 +13,24 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
-SHELL |= {"eblvm.complaint", "eblvm.diagnosis"}
+SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.clustering"}
 
 BELOW = {
     "eblvm.objectives": set(),
     "eblvm.samplers": set(),
     "eblvm.energies": set(),
+    "eblvm.schedules": {"eblvm.samplers"},
     "eblvm.likelihoods": {"eblvm.samplers"},
-    "eblvm.priors": {"eblvm.energies", "eblvm.samplers", "eblvm.objectives"},
+    "eblvm.priors": {
+        *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
+    },
     "eblvm.posteriors": {"eblvm.priors", "eblvm.likelihoods", "eblvm.samplers"},
     "eblvm.latent": {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods"),
         *("eblvm.samplers", "eblvm.objectives"),
+    },
+    "eblvm.regularizers": {
+        *("eblvm.latent", "eblvm.priors", "eblvm.posteriors", "eblvm.objectives"),
     },
     "eblvm.data": set(),
     "eblvm.pictures": set(),

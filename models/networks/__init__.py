@@ -2,5 +2,14 @@
 
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import MLP, MLPEnergy
+from .residual import ResidualTimeNet
+from .spectral import settle_spectral_norms
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "MLPEnergy"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "MLPEnergy",
+    "ResidualTimeNet",
+    "settle_spectral_norms",
+]

@@ -1,9 +1,4 @@
-r"""Priors p(z) over the latent variable.
-
-A prior can say how likely a latent is (`energy`), draw one (`sample`), and learn from posterior
-samples (`loss`). `loss` hides the negative phase: it may run a Markov chain, and then `diagnostics`
-shows what that chain did.
-"""
+"""The role of a prior, the standard normal, and its tilts."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,10 +6,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .energies import Energy
-from .objectives.contrastive import contrastive_divergence
-from .objectives.variational import gaussian_kl
-from .samplers import ChainSetup, Kernel, ParallelTempering, noise_like
+from ..energies import Energy, SymbolVectorEnergy
+from ..objectives.contrastive import contrastive_divergence
+from ..objectives.variational import gaussian_kl
+from ..samplers import ChainSetup, EnergyFn, Kernel, ParallelTempering, noise_like
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -67,9 +62,75 @@ class Prior(nn.Module, ABC):
         log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
         return log_q - 0.5 * self.latent_dim * math.log(2 * math.pi) + self.loss(z, generator)
 
-    def chain(self) -> ChainSetup | None:
-        """The chain behind `sample` and `loss`; None if draws are exact."""
-        return None
+    def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
+        """The chains behind `sample` and `loss`, by name; none if draws are exact.
+
+        Arguments:
+            generator: Draws what a chain is conditioned on, where there is such.
+        """
+        return {}
+
+    def symbol_logits(
+        self, z: Tensor, generator: torch.Generator | None = None, noise: bool = False
+    ) -> Tensor:
+        """Logits of the symbols of latents, `(B, D)` to `(B, K)`; p(y|z) is their softmax.
+
+        Arguments:
+            z: Latents.
+            generator: Source of the noise.
+            noise: Whether to read symbols off z with the prior's first noise, where it has levels.
+
+        Raises:
+            TypeError: If the prior has no symbols.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no symbols; use an EnergyPrior whose tilt is a "
+            "SymbolVectorEnergy, or a DiffusionEnergyPrior with a SymbolVectorTimeEnergy."
+        )
+
+    def state(self, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the variable that `sample` draws, given those of q(z|x)."""
+        return mean, log_variance
+
+    def log_prob(
+        self,
+        z: Tensor,
+        log_normalizer: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """log p(z), or log of an estimate of p(z), with shape `(B,)`.
+
+        Arguments:
+            z: With shape `(B, D)`.
+            log_normalizer: What `log_normalizer()` returned; estimated if None.
+            generator: Source of the noise.
+        """
+        if log_normalizer is None:
+            log_normalizer = self.log_normalizer(generator=generator)
+        return -self.energy(z) - log_normalizer
+
+    def axis(self, generator: torch.Generator | None = None) -> Tensor:
+        """Coordinates `(N,)`, evenly spaced, between which nearly all of a prior of the plane lies.
+
+        Arguments:
+            generator: Source of the noise, where samples say how far it reaches.
+        """
+        return 6 * ((torch.arange(1000).to(self.origin) + 0.5) / 500 - 1)
+
+    @torch.no_grad()
+    def log_prob_on_axis(self, axis: Tensor) -> Tensor:
+        """log p(z) of a prior of the plane, by quadrature.
+
+        Arguments:
+            axis: Evenly spaced coordinates `(N,)`, the same for both axes.
+
+        Returns:
+            Nats, normalized over the grid, with shape `(N, N)`, in float64.
+        """
+        nodes = torch.cartesian_prod(axis, axis)
+        log_p = -torch.cat([self.energy(z) for z in nodes.split(50_000)]).double()
+        log_cell = 2 * float((axis[1] - axis[0]).double().log())
+        return (log_p.log_softmax(0) - log_cell).view(len(axis), len(axis))
 
     @torch.no_grad()
     def log_normalizer(self, num: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
@@ -78,7 +139,17 @@ class Prior(nn.Module, ABC):
 
 
 class GaussianPrior(Prior):
-    """The standard normal, p(z) = N(z; 0, I)."""
+    """The standard normal, p(z) = N(z; 0, I).
+
+    Arguments:
+        latent_dim: D.
+        free_bits: In `divergence`, dimensions whose KL is at most this many nats do not count; None
+            counts all.
+    """
+
+    def __init__(self, latent_dim: int, free_bits: float | None = None) -> None:
+        super().__init__(latent_dim)
+        self.free_bits = free_bits
 
     def energy(self, z: Tensor) -> Tensor:
         return 0.5 * z.square().sum(-1)
@@ -99,7 +170,7 @@ class GaussianPrior(Prior):
         log_variance: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return gaussian_kl(mean, log_variance)
+        return gaussian_kl(mean, log_variance, self.free_bits)
 
     def log_normalizer(self, num: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
         return self.origin.new_tensor(0.5 * self.latent_dim * math.log(2 * math.pi))
@@ -113,6 +184,8 @@ class EnergyPrior(GaussianPrior):
     The gradient of log Z is estimated with samples of a short chain that starts from N(0, I) at
     each call, so `loss` costs `sampler.num_steps` gradients of the tilt.
 
+    With a `SymbolVectorEnergy` as tilt this is the prior of the symbol-vector coupling model.
+
     References:
         Learning Latent Space Energy-Based Prior Model (Pang et al., 2020), Eqs. 3 and 8. The paper
         writes f = −tilt.
@@ -122,21 +195,58 @@ class EnergyPrior(GaussianPrior):
         tilt: The correction, `(B, D) -> (B,)`.
         sampler: The short chain. Where it cannot follow the tilt, an encoder and the tilt run away
             together; tempering helps.
+        free_bits: In `divergence`, dimensions whose KL to N(0, I) is at most this many nats do not
+            count; None counts all.
     """
 
-    def __init__(self, latent_dim: int, tilt: Energy, sampler: Kernel | ParallelTempering) -> None:
-        super().__init__(latent_dim)
+    def __init__(
+        self,
+        latent_dim: int,
+        tilt: Energy,
+        sampler: Kernel | ParallelTempering,
+        free_bits: float | None = None,
+    ) -> None:
+        super().__init__(latent_dim, free_bits)
         self.tilt = tilt
         self.sampler = sampler
 
     def energy(self, z: Tensor) -> Tensor:
         return self.tilt(z) + super().energy(z)
 
-    def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.sampler(self.energy, self._noise(num, generator), generator)
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """Draw latents, detached, with shape `(num, D)`.
 
-    def chain(self) -> ChainSetup:
-        return ChainSetup(self.energy, self.sampler, self._noise)
+        Arguments:
+            num: How many.
+            generator: Source of the noise.
+            label: Symbols int64 `(num,)`, for latents given the symbol.
+        """
+        energy: EnergyFn = self.energy
+        if label is not None:
+            symbols, base = self._symbols(), super().energy
+
+            def energy(z: Tensor) -> Tensor:
+                return symbols.given(z, label) + base(z)
+
+        return self.sampler(energy, self._noise(num, generator), generator)
+
+    def _symbols(self) -> SymbolVectorEnergy:
+        if not isinstance(self.tilt, SymbolVectorEnergy):
+            raise TypeError(
+                f"the prior's tilt is a {type(self.tilt).__name__}, which has no symbols; use a "
+                "SymbolVectorEnergy."
+            )
+        return self.tilt
+
+    def symbol_logits(
+        self, z: Tensor, generator: torch.Generator | None = None, noise: bool = False
+    ) -> Tensor:
+        return self._symbols().logits(z)
+
+    def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
+        return {"prior": ChainSetup(self.energy, self.sampler, self._noise)}
 
     def _contrast(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
         """tilt(z) minus the tilt of as many samples of the prior, with shape `(B,)`."""
