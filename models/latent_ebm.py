@@ -97,7 +97,8 @@ class LatentEBM(Learner):
                 terms[regularizer.name] = value
                 loss = loss + regularizer.weight * value
         self.require_finite(terms)
-        log = {**terms, **self.latent.prior.diagnostics, "loss": loss}
+        log = {**terms, "loss": loss}
+        log |= self.latent.prior.diagnostics if "prior" in terms else {}
         if not isinstance(self.kl_weight, ConstantWeight):
             log["kl_weight"] = loss.new_tensor(weight)
         self.log_dict(
@@ -180,8 +181,8 @@ class LatentEBM(Learner):
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
         """log p(x) of points of the plane, by quadrature over latents.
 
-        With two latents the nodes are a grid (see `Prior.axis`), weighted by the prior's density;
-        with more they are 200,000 samples of the prior.
+        The nodes are the prior's own (see `Prior.nodes`): a grid weighted by its density where that
+        can be had in the plane, else samples.
 
         Arguments:
             bounds: The box, `((x_low, x_high), (y_low, y_high))`.
@@ -196,14 +197,6 @@ class LatentEBM(Learner):
         likelihood = self.latent.likelihood
         if not isinstance(likelihood, GaussianLikelihood):
             raise TypeError(f"{type(likelihood).__name__} has no density of the plane to draw.")
-        prior = self.latent.prior
-        if prior.latent_dim == 2:
-            axis = prior.axis(self.generator(0, 5))
-            nodes = torch.cartesian_prod(axis, axis)
-            log_weights = prior.log_prob_on_axis(axis).flatten()
-        else:
-            nodes = prior.sample(200_000, self.generator(0, 5))
-            log_weights = nodes.new_zeros(len(nodes), dtype=torch.float64)
+        nodes, weights = self.latent.prior.nodes(self.generator(0, 5))
         means = torch.cat([likelihood.mean(z) for z in nodes.split(50_000)])
-        weights = log_weights.log_softmax(0)
         return push_forward(means, weights, likelihood.scale, bounds, resolution)

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from eblvm.energies import RecoveryEnergy, SymbolVectorTimeEnergy, TimeEnergy
+from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics.grid import log_normalizer
 from eblvm.models.networks import ResidualTimeNet, settle_spectral_norms
+from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import DiffusionEnergyPrior, EnergyPrior
 from eblvm.samplers import AIS, MALA, Langevin
 from eblvm.schedules import LinearSchedule, RecoverySchedule
@@ -371,12 +374,19 @@ def test_quadrature_survives_energies_of_thousands_of_nats():
 
 def test_default_quadrature_is_the_energy_normalized():
     prior = EnergyPrior(2, Fixed(QuadraticTime([3.0])), Langevin(1, 0.1)).double()
-    axis = prior.axis()
-    log_p = prior.log_prob_on_axis(axis)
+    z, log_weight = prior.nodes()
+    width = float(z[1, 1] - z[0, 1])
     grid = log_normalizer(prior.energy, ((-6, 6), (-6, 6)), 1000, dtype=torch.float64)
-    points = torch.cartesian_prod(axis, axis)
-    expected = -prior.energy(points[:5]) - grid.log_z
-    torch.testing.assert_close(log_p.flatten()[:5], expected, rtol=1e-5, atol=1e-5)
+    expected = -prior.energy(z[:5]) - grid.log_z + 2 * math.log(width)
+    torch.testing.assert_close(log_weight[:5], expected, rtol=1e-5, atol=1e-5)
+    assert float(log_weight.exp().sum()) == pytest.approx(1)
+
+
+def test_nodes_of_the_diffusion_prior_are_what_its_chains_draw():
+    prior = network(num_steps=1)
+    z, log_weight = prior.nodes(seeded())
+    assert z.shape == (10_000, 2) and float(log_weight.exp().sum()) == pytest.approx(1)
+    torch.testing.assert_close(z[:1000], prior.sample(1000, seeded()))
 
 
 def test_chains_are_those_of_each_level():
@@ -411,7 +421,7 @@ def test_context_reaches_the_energy_and_no_gradient_comes_back():
     label = torch.zeros(5, dtype=torch.long)
     assert prior.sample(5, seeded(), label, context).shape == (5, 2)
     assert prior.symbol_logits(z, context=context).shape == (5, 3)
-    with pytest.raises(ValueError, match="a context branch .* but was given none"):
+    with pytest.raises(ValueError, match=r"a context branch .* but was given none"):
         prior.sample(5, seeded())
 
 
@@ -424,7 +434,7 @@ def test_what_cannot_be_is_explained():
         quadratic().symbol_logits(torch.zeros(1, 2).double())
     with pytest.raises(ValueError, match="latent_dim is 3; expected 2"):
         quadratic(dim=3).log_prob_on_axis(torch.linspace(-1, 1, 5))
-    with pytest.raises(ValueError, match="no context branch .* but was given one"):
+    with pytest.raises(ValueError, match=r"no context branch .* but was given one"):
         ResidualTimeNet(2, 3, width=4)(
             torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), torch.zeros(1, 4)
         )
@@ -448,3 +458,60 @@ def test_time_table_is_sines_and_cosines():
             assert float(table[t, 2 * k + 1]) == pytest.approx(math.cos(angle), abs=1e-6)
     with pytest.raises(ValueError, match="dim is 3; expected an even number"):
         sinusoidal_table(6, 3)
+
+
+def test_likelihood_of_a_linear_gaussian_model():
+    """z_0 ~ N(0, v) by quadratic energies, x = w z_0 + noise: the evidence is known.
+
+    The encoder is given the posterior of z under that prior; what is left is the Monte Carlo error
+    of the noising chains, some 0.05 nats with 3,000 of them.
+    """
+    kappa = (3e-4, 0.02, 0.05)
+    prior = quadratic(kappa, num_normalizer=500)
+    variance, noise = exact_moments(prior, kappa), 0.5
+    decoder = nn.Linear(2, 2, bias=False).double()
+    encoder = nn.Linear(2, 4).double()
+    gain = variance / (variance + noise**2)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.eye(2))
+        encoder.weight.copy_(torch.cat([gain * torch.eye(2), torch.zeros(2, 2)]))
+        encoder.bias.copy_(torch.tensor([0, 0, 1, 1]) * math.log(gain * noise**2))
+    model = LatentVariableModel(
+        prior, AmortizedPosterior(encoder), GaussianLikelihood(decoder, noise)
+    )
+    x = torch.tensor([[0.3, -0.5], [2.0, 1.0]], dtype=torch.float64)
+    log_z = prior.log_normalizer(200_000, seeded(1))
+    rows = x.repeat_interleave(100, 0)
+    found = model.log_likelihood(rows, 30, log_z, seeded(2)).view(2, 100)
+    estimate = found.logsumexp(1) - math.log(100)
+    total = variance + noise**2
+    exact = -0.5 * x.square().sum(1) / total - math.log(2 * math.pi * total)
+    torch.testing.assert_close(estimate, exact, rtol=0, atol=0.2)
+
+    released = model.log_likelihood(rows, 30, generator=seeded(2), released=True)
+    assert released.isfinite().all()
+
+
+def test_released_estimate_is_the_published_formula():
+    """Written out for one level, with energies at temperature 1."""
+    prior = quadratic((0.3,))
+    z = torch.randn(4, 3, 2, dtype=torch.float64)
+    log_q = torch.randn(4, 3, dtype=torch.float64)
+    found = prior.released_log_prob(z, log_q, seeded())
+
+    s, generator, flat = prior.schedule, seeded(), z.view(12, 2)
+    z_0, z_1 = s.diffuse(flat, 0, generator), s.diffuse(flat, 1, generator)
+    v = s.diffuse(flat, 0, generator)
+
+    def log_normal(x, mean, sigma):
+        return torch.distributions.Normal(mean, sigma).log_prob(x).sum(1)
+
+    def log_p(y):
+        return -(0.15 + 0.5 / s.sigma[1] ** 2) * y.square().sum(1)
+
+    weights = (log_p(v) - log_normal(v, s.a_bar[0] * flat, s.sigma_bar[0])).view(4, 3)
+    log_z = weights.logsumexp(0) - math.log(4)
+    forward = log_normal(z_1, s.a[1] * z_0, s.sigma[1])
+    last = log_normal(z_1, torch.zeros_like(z_1), torch.ones(()).double())
+    exact = (log_p(z_0) - forward + last).view(4, 3) - log_z
+    torch.testing.assert_close(found, exact)

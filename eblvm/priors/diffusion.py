@@ -347,6 +347,44 @@ class DiffusionEnergyPrior(Prior):
         return total - self.conditional(z, t)(z).double() - log_normalizer
 
     @torch.no_grad()
+    def released_log_prob(
+        self, z: Tensor, log_q: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """log p(z) as the released code estimates it, which is not consistent.
+
+        All levels are drawn independently given z, energies enter at temperature 1, and each
+        normalizer is a mean over the K draws with q(z_t|z) as proposal and a separate draw of the
+        noisier state. For comparison with published figures only; `log_prob` is the estimator.
+        """
+        flat, schedule = z.flatten(0, 1), self.schedule
+        total = torch.zeros_like(log_q)
+
+        def log_normal(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+            squared = ((x - mean) / sigma).square() + 2 * sigma.log() + math.log(2 * math.pi)
+            return -0.5 * squared.sum(-1).view_as(log_q)
+
+        def log_step(state: Tensor, z_next: Tensor, level: int) -> Tensor:
+            t = torch.full((len(state),), level, device=z.device)
+            step = self.conditional(z_next, t)
+            scaled = self.scale[level] * state
+            return -(self.tilt(scaled, t) + step.tie(scaled)).view_as(log_q)
+
+        states = [schedule.diffuse(flat, t, generator) for t in range(len(schedule) + 1)]
+        for level in range(len(schedule)):
+            state, z_next = states[level], states[level + 1]
+            proposal = schedule.diffuse(flat, level, generator)
+            condition = schedule.diffuse(flat, level + 1, generator)
+            log_w = log_step(proposal, condition, level)
+            log_w = log_w - log_normal(
+                proposal, schedule.a_bar[level] * flat, schedule.sigma_bar[level]
+            )
+            log_z = torch.logsumexp(log_w, 0) - math.log(len(z))
+            forward = log_normal(z_next, schedule.a[level + 1] * state, schedule.sigma[level + 1])
+            total += log_step(state, z_next, level) - log_z - forward
+        last = states[-1]
+        return total + log_normal(last, torch.zeros_like(last), torch.ones_like(schedule.a[0]))
+
+    @torch.no_grad()
     def log_normalizer(self, num: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
         """log Z of the last level, the tilted Gaussian, by sampling its base; a scalar."""
         last = len(self.schedule) - 1
@@ -385,17 +423,22 @@ class DiffusionEnergyPrior(Prior):
         weights = self.annealing.forward(energy, centers, generator).log_weights
         return weights - 0.5 * self.latent_dim * math.log(2 * math.pi)
 
-    def axis(self, generator: torch.Generator | None = None) -> Tensor:
-        """300 coordinates, wider by a third than a thousand samples."""
-        half = 4 / 3 * float(self.sample(1000, generator).abs().max())
-        return half * ((torch.arange(300).to(self.origin) + 0.5) / 150 - 1)
+    @torch.no_grad()
+    def nodes(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """10,000 samples: what the short chains draw, which is what generation uses.
+
+        The energies' own density, were chains to converge, is `log_prob_on_axis`.
+        """
+        z = torch.cat([self.sample(1000, generator) for _ in range(10)])
+        return self._as_nodes(z)
 
     @torch.no_grad()
     def log_prob_on_axis(self, axis: Tensor) -> Tensor:
         """log p(z_0) of a prior of the plane, by quadrature over all later states.
 
-        Each level is two Gaussian convolutions on the grid, done with logarithms. What lies beyond
-        the grid is lost.
+        It is the density of the energies, which short chains need not have reached. Each level is
+        two Gaussian convolutions on the grid, done with logarithms. What lies beyond the grid is
+        lost.
 
         Arguments:
             axis: Evenly spaced coordinates `(N,)`, the same for both axes.

@@ -109,13 +109,46 @@ class Prior(nn.Module, ABC):
             log_normalizer = self.log_normalizer(generator=generator)
         return -self.energy(z) - log_normalizer
 
-    def axis(self, generator: torch.Generator | None = None) -> Tensor:
-        """Coordinates `(N,)`, evenly spaced, between which nearly all of a prior of the plane lies.
+    @torch.no_grad()
+    def released_log_prob(
+        self, z: Tensor, log_q: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """log p(z) as published code estimates it, self-normalized by the posterior's draws.
+
+        Z is taken to be the mean of exp(−energy)/q over draws of q(z|x), which misses what of the
+        prior q does not cover: likelihoods come out too high wherever q is narrower than the prior.
+        For comparison with published figures only.
 
         Arguments:
-            generator: Source of the noise, where samples say how far it reaches.
+            z: K draws of q(z|x) per datum, with shape `(K, B, D)`.
+            log_q: Their log density, with shape `(K, B)`.
+            generator: Source of the noise.
+
+        Returns:
+            With shape `(K, B)`.
         """
-        return 6 * ((torch.arange(1000).to(self.origin) + 0.5) / 500 - 1)
+        log_p = -self.energy(z.flatten(0, 1)).view_as(log_q)
+        return log_p - (torch.logsumexp(log_p - log_q, 0) - math.log(len(z)))
+
+    @torch.no_grad()
+    def nodes(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """A quadrature over latents: nodes `(M, D)` and log weights `(M,)`, their total 1.
+
+        With two latents a 1000² grid over [−6, 6]², weighted by the density; with more 200,000
+        samples.
+
+        Arguments:
+            generator: Source of the noise of samples.
+        """
+        if self.latent_dim != 2:
+            return self._as_nodes(self.sample(200_000, generator))
+        axis = 6 * ((torch.arange(1000).to(self.origin) + 0.5) / 500 - 1)
+        z = torch.cartesian_prod(axis, axis)
+        return z, self.log_prob_on_axis(axis).flatten().log_softmax(0)
+
+    def _as_nodes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples as the nodes of a quadrature, with equal weights."""
+        return z, z.new_full((len(z),), -math.log(len(z)), dtype=torch.float64)
 
     @torch.no_grad()
     def log_prob_on_axis(self, axis: Tensor) -> Tensor:
