@@ -19,8 +19,16 @@ from torch import Tensor
 
 from .data.loader import ResumableLoader, ResumableSampler, seeded_generator
 from .data.module import DataModule
+from .regularizers import FewLabels
 
-__all__ = ["GeometricClustering", "balanced_order", "kmeans", "matched", "whitened"]
+__all__ = [
+    "GeometricClustering",
+    "LabeledSubset",
+    "balanced_order",
+    "kmeans",
+    "matched",
+    "whitened",
+]
 
 
 def whitened(x: Tensor, num_components: int) -> Tensor:
@@ -222,6 +230,56 @@ class GeometricClustering(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epoch, self.label = state_dict["epoch"], state_dict["label"]
+
+
+class LabeledSubset(Callback):
+    """Hands the first training data of each class to the regularizers that learn from few labels.
+
+    Data must have one shape; sequences padded by batch have not.
+
+    Arguments:
+        per_class: Labels per class.
+    """
+
+    def __init__(self, per_class: int) -> None:
+        if per_class < 1:
+            raise ValueError(f"per_class is {per_class}; expected 1 or more.")
+        self.per_class = per_class
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        few = [r for r in getattr(pl_module, "regularizers", []) if isinstance(r, FewLabels)]
+        if not few:
+            raise TypeError(
+                f"LabeledSubset found no regularizer FewLabels in {type(pl_module).__name__}; add "
+                "one to the learner's `regularizers`, or drop the callback."
+            )
+        x, label = self.first(trainer)
+        for regularizer in few:
+            regularizer.subset = x.to(pl_module.device), label.to(pl_module.device)
+
+    def first(self, trainer: Trainer) -> tuple[Tensor, Tensor]:
+        """The first `per_class` data of each label, in the data's order; the same on all ranks."""
+        found: dict[int, list[tuple[int, Tensor]]] = {}
+        index = trainer.global_rank
+        for x, label in parts(trainer)[0].batches("train", in_order=True):
+            x = trainer.precision_plugin.convert_input(x)
+            for row, y in zip(x, label.tolist(), strict=True):
+                if y >= 0 and len(found.setdefault(y, [])) < self.per_class:
+                    found[y].append((index, row))
+                index += trainer.world_size
+        shares: list[Any] = [found]
+        if trainer.world_size > 1:
+            shares = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, found)
+        kept: list[tuple[int, int, Tensor]] = []
+        for y in sorted({y for share in shares for y in share}):
+            rows = sorted(
+                (pair for share in shares for pair in share.get(y, [])), key=lambda pair: pair[0]
+            )
+            kept += [(i, y, row) for i, row in rows[: self.per_class]]
+        kept.sort(key=lambda entry: entry[0])
+        x, label = [row for _, _, row in kept], torch.tensor([y for _, y, _ in kept])
+        return torch.stack(x), label
 
 
 def parts(trainer: Trainer) -> tuple[DataModule, ResumableLoader, ResumableSampler]:

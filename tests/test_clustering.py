@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from eblvm.clustering import (
     GeometricClustering,
+    LabeledSubset,
     balanced_order,
     contiguous,
     kmeans,
@@ -24,7 +25,7 @@ from eblvm.models import LatentEBM
 from eblvm.models.networks import MLP, ResidualTimeNet
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import DiffusionEnergyPrior
-from eblvm.regularizers import CrossEntropy
+from eblvm.regularizers import CrossEntropy, FewLabels
 from eblvm.schedules import RecoverySchedule
 
 QUIET = {
@@ -196,6 +197,42 @@ def test_what_does_not_go_with_it_is_explained():
     trainer = Trainer(**settings, callbacks=[GeometricClustering(8, 2)])
     with pytest.raises(TypeError, match=r"takes a eblvm\.data\.DataModule"):
         trainer.fit(ldebm(), torch.utils.data.DataLoader([(torch.zeros(2), 0)] * 4))
+
+
+def test_first_labels_of_each_class_are_learned_from():
+    """With few labels: the first of each class in file order, and batches of these only."""
+    model, data = ldebm(), points()
+    few = FewLabels(1.0, batch_size=16)
+    model.regularizers = [few]
+    Trainer(**QUIET, max_epochs=1, callbacks=[LabeledSubset(2)]).fit(model, data)
+    x, label = data.dataset("train").columns
+    rows = sorted(i for y in range(8) for i in (label == y).nonzero()[:2, 0].tolist())
+    assert torch.equal(few.subset[0], x[rows]) and torch.equal(few.subset[1], label[rows])
+
+    inference = model.latent.infer(x[:5])
+    model.train()
+    value = few(model.latent, (x[:5], None), inference, seeded_generator(1))
+    drawn = torch.tensor(rows)[torch.randint(16, (16,), generator=seeded_generator(1))]
+    logits = model.latent.prior.symbol_logits(model.encode(x[drawn]))
+    exact = torch.nn.functional.cross_entropy(logits, label[drawn])
+    torch.testing.assert_close(value, exact, rtol=1e-2, atol=1e-2)  # one power iteration apart
+    model.eval()
+    assert few(model.latent, (x[:5], None), inference) == 0
+
+
+def test_few_labels_need_each_other():
+    model = ldebm()
+    model.regularizers = [FewLabels(1.0)]
+    inference = model.latent.infer(torch.zeros(2, 2))
+    with pytest.raises(RuntimeError, match="FewLabels has no labeled subset; add"):
+        model.regularizers[0](model.latent, (None, None), inference)
+    trainer = Trainer(**QUIET, max_epochs=1, callbacks=[LabeledSubset(1)])
+    with pytest.raises(TypeError, match="LabeledSubset found no regularizer FewLabels"):
+        trainer.fit(ldebm(), points())
+    with pytest.raises(ValueError, match="per_class is 0"):
+        LabeledSubset(0)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        FewLabels(1.0, 0)
 
 
 LDEBM = Path(__file__).with_name("tiny_ldebm.yaml")
