@@ -278,8 +278,7 @@ class LabeledSubset(Callback):
             )
             kept += [(i, y, row) for i, row in rows[: self.per_class]]
         kept.sort(key=lambda entry: entry[0])
-        x, label = [row for _, _, row in kept], torch.tensor([y for _, y, _ in kept])
-        return torch.stack(x), label
+        return torch.stack([row for _, _, row in kept]), torch.tensor([y for _, y, _ in kept])
 
 
 def parts(trainer: Trainer) -> tuple[DataModule, ResumableLoader, ResumableSampler]:

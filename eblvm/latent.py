@@ -71,7 +71,11 @@ class LatentVariableModel(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        noise: bool = False,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Draw data, with shape `(num, *event)`.
 
@@ -80,8 +84,9 @@ class LatentVariableModel(nn.Module):
             generator: Source of the noise.
             noise: Whether to draw from p(x|z) instead of taking its mean. Pictures look better
                 without; the density of the model is the one with noise.
+            label: Symbols int64 `(num,)` to draw given, for priors that have symbols.
         """
-        z = self.prior.sample(num, generator)
+        z = self.prior.sample(num, generator, label)
         return self.likelihood.sample(z, generator) if noise else self.likelihood.mean(z)
 
     @torch.no_grad()

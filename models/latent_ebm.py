@@ -149,10 +149,14 @@ class LatentEBM(Learner):
         return self.latent.prior.symbol_logits(inference.z, **given).argmax(1)
 
     def sample(
-        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        noise: bool = False,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Draw data, with shape `(num, *event)`; see `LatentVariableModel.sample`."""
-        return self.latent.sample(num, generator, noise)
+        return self.latent.sample(num, generator, noise, label)
 
     def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Infer and decode, with the shape of `x`."""

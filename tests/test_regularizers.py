@@ -79,10 +79,20 @@ def test_symbol_vector_prior_samples_given_a_symbol():
     assert float(z[:, 1].mean()) == pytest.approx(0, abs=error)
 
 
+def test_data_are_drawn_given_a_symbol():
+    model = learner(diffusion_prior()).eval()
+    label = torch.tensor([0, 1, 2])
+    z = model.latent.prior.sample(3, torch.Generator().manual_seed(0), label)
+    x = model.sample(3, torch.Generator().manual_seed(0), label=label)
+    torch.testing.assert_close(x, model.latent.likelihood.mean(z))
+
+
 def test_priors_without_symbols_say_so():
     z = torch.zeros(1, 2)
     with pytest.raises(TypeError, match="GaussianPrior has no symbols; use an EnergyPrior"):
         GaussianPrior(2).symbol_logits(z)
+    with pytest.raises(TypeError, match="GaussianPrior has no symbols"):
+        GaussianPrior(2).sample(1, label=torch.zeros(1, dtype=torch.long))
     plain = EnergyPrior(2, MLPEnergy(2, [4]), Langevin(1, 0.1))
     with pytest.raises(TypeError, match="MLPEnergy, which has no symbols"):
         plain.sample(1, label=torch.zeros(1, dtype=torch.long))

@@ -37,8 +37,19 @@ class Prior(nn.Module, ABC):
         """−log p(z) up to a constant, with shape `(B,)`: what a posterior chain needs."""
 
     @abstractmethod
-    def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw latents, detached, with shape `(num, D)`."""
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """Draw latents, detached, with shape `(num, D)`.
+
+        Arguments:
+            num: How many.
+            generator: Source of the noise.
+            label: Symbols int64 `(num,)`, for latents given the symbol.
+
+        Raises:
+            TypeError: If there is a label and the prior has no symbols.
+        """
 
     @abstractmethod
     def loss(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -83,7 +94,10 @@ class Prior(nn.Module, ABC):
         Raises:
             TypeError: If the prior has no symbols.
         """
-        raise TypeError(
+        raise self._without_symbols()
+
+    def _without_symbols(self) -> TypeError:
+        return TypeError(
             f"{type(self).__name__} has no symbols; use an EnergyPrior whose tilt is a "
             "SymbolVectorEnergy, or a DiffusionEnergyPrior with a SymbolVectorTimeEnergy."
         )
@@ -190,7 +204,11 @@ class GaussianPrior(Prior):
     def _noise(self, num: int, generator: torch.Generator | None) -> Tensor:
         return noise_like(self.origin.expand(num, -1), generator)
 
-    def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        if label is not None:
+            raise self._without_symbols()
         return self._noise(num, generator)
 
     def loss(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -249,13 +267,6 @@ class EnergyPrior(GaussianPrior):
     def sample(
         self, num: int, generator: torch.Generator | None = None, label: Tensor | None = None
     ) -> Tensor:
-        """Draw latents, detached, with shape `(num, D)`.
-
-        Arguments:
-            num: How many.
-            generator: Source of the noise.
-            label: Symbols int64 `(num,)`, for latents given the symbol.
-        """
         energy: EnergyFn = self.energy
         if label is not None:
             symbols, base = self._symbols(), super().energy
