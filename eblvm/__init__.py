@@ -10,15 +10,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "energies",
+    "schedules",
     "priors",
     "posteriors",
     "decoding",
     "likelihoods",
     "latent",
+    "regularizers",
     "samplers",
     "objectives",
     "metrics",
     "data",
+    "clustering",
     "evaluation",
     "text_evaluation",
     "models",

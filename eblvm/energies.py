@@ -7,11 +7,21 @@ those with a known normalizer carry it as `log_normalizer`, so that log p(x) = �
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Energy", "GaussianEnergy", "MixtureEnergy", "TiltedEnergy"]
+__all__ = [
+    "Energy",
+    "GaussianEnergy",
+    "MixtureEnergy",
+    "RecoveryEnergy",
+    "SymbolVectorEnergy",
+    "SymbolVectorTimeEnergy",
+    "TiltedEnergy",
+    "TimeEnergy",
+]
 
 
 class Energy(nn.Module, ABC):
@@ -20,6 +30,20 @@ class Energy(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The energy of each row of `x`, with shape `(B,)`."""
+
+
+class TimeEnergy(nn.Module, ABC):
+    """A family of energies, one for each level of noise: `(B, *event), (B,) -> (B,)`, in nats."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """The energy of each row, with shape `(B,)`.
+
+        Arguments:
+            x: States, with shape `(B, *event)`.
+            t: Their levels, int64 `(B,)`, in 0 … T − 1.
+            context: What the energy is conditioned on, with shape `(B, C)`, where it takes that.
+        """
 
 
 class GaussianEnergy(Energy):
@@ -111,3 +135,144 @@ class TiltedEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tilt(x) + self.base(x)
+
+
+class SymbolVectorEnergy(Energy):
+    r"""A vector z coupled to a symbol y, with the symbol summed out.
+
+    .. math:: p(y, z) \propto \exp(f(z)_y), \qquad E(z) = -\log \sum_y \exp(f(z)_y), \qquad
+        p(y \mid z) = \mathrm{softmax}(f(z))_y
+
+    References:
+        Latent Space Energy-Based Model of Symbol-Vector Coupling for Text Generation and
+        Classification (Pang and Wu, 2021).
+
+    Arguments:
+        net: f, one logit per symbol, `(B, *event) -> (B, K)`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def logits(self, x: Tensor) -> Tensor:
+        """f(x), with shape `(B, K)`."""
+        return self.net(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.logsumexp(self.logits(x), dim=1)
+
+    def given(self, x: Tensor, y: Tensor) -> Tensor:
+        """The energy of x and the symbols `y`, −f(x)_y, with shape `(B,)`; y is int64 `(B,)`."""
+        logits = self.logits(x)
+        return -(logits * one_hot(y, self.num_symbols, x)).sum(1)
+
+    @property
+    def num_symbols(self) -> int:
+        """K, as the last weight of the network says."""
+        return symbols_of(self.net)
+
+
+class SymbolVectorTimeEnergy(TimeEnergy):
+    r"""A symbol-vector energy for each level of noise.
+
+    .. math:: E(x, t) = -\log \sum_y \exp(f(x, t)_y)
+
+    References:
+        Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022). The
+        paper writes F = −E.
+
+    Arguments:
+        net: f, `(x, t[, context]) -> (B, K)`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def logits(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """f(x, t), with shape `(B, K)`."""
+        return self.net(x, t) if context is None else self.net(x, t, context)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return -torch.logsumexp(self.logits(x, t, context), dim=1)
+
+    def given(self, x: Tensor, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """The energy of x and the symbols `y`, −f(x, t)_y, with shape `(B,)`; y is int64 `(B,)`."""
+        logits = self.logits(x, t, context)
+        return -(logits * one_hot(y, self.num_symbols, x)).sum(1)
+
+    @property
+    def num_symbols(self) -> int:
+        """K, as the last weight of the network says."""
+        return symbols_of(self.net)
+
+
+def symbols_of(net: nn.Module) -> int:
+    """How many logits a network ends in."""
+    linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise TypeError(
+            f"{type(net).__name__} holds no linear layer, so the number of symbols is unknown; end "
+            "it in one."
+        )
+    return linear[-1].out_features
+
+
+def one_hot(y: Tensor, num: int, like: Tensor) -> Tensor:
+    """Symbols `(B,)` as rows of the identity, `(B, num)`, in the type and place of `like`."""
+    return nn.functional.one_hot(y, num).to(dtype=like.dtype, device=y.device)
+
+
+class RecoveryEnergy:
+    r"""The energy of a state given its noisier successor.
+
+    .. math:: E(x \mid c) = \frac{E_\theta(x, t)}{\tau} + \frac{\|a x - c\|^2}{2 \sigma^2}
+
+    with the center c = x_{t+1}. The tie keeps the conditional close to unimodal, so short chains
+    mix. With `state_scale` a = a_{t+1} the state is x_t; where the energy sees x̃_t = a_{t+1} x_t,
+    as in the latent diffusion model, the state is x̃_t and `state_scale` 1. A tie to c = 0 makes the
+    last level an ordinary tilted Gaussian.
+
+    This is the one place that defines the density of a step, temperature included.
+
+    References:
+        Learning Energy-Based Models by Diffusion Recovery Likelihood (Gao et al., 2021). The paper
+        writes f = −E, and its sampler divides f by the square of its own step size: that is τ.
+
+    Arguments:
+        energy: A time-conditional energy, `(B, *event), (B,) -> (B,)`.
+        t: Levels of the cleaner state, int64 `(B,)`.
+        center: c, with shape `(B, *event)`.
+        sigma: σ_{t+1}: a number, or `(B,)`.
+        state_scale: a: a number, or `(B,)`.
+        temperature: τ: a number, or `(B,)`.
+    """
+
+    def __init__(
+        self,
+        energy: Callable[[Tensor, Tensor], Tensor],
+        t: Tensor,
+        center: Tensor,
+        sigma: Tensor | float,
+        state_scale: Tensor | float = 1.0,
+        temperature: Tensor | float = 1.0,
+    ) -> None:
+        self.energy = energy
+        self.t = t
+        self.center = center
+        self.precision = 0.5 / sigma**2
+        self.state_scale = state_scale
+        self.temperature = temperature
+        if isinstance(state_scale, Tensor) and state_scale.ndim:
+            self.state_scale = state_scale.reshape(-1, *[1] * (center.ndim - 1))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The energy of each row of `x`, with shape `(B,)`."""
+        return self.energy(x, self.t) / self.temperature + self.tie(x)
+
+    def tie(self, x: Tensor) -> Tensor:
+        """The quadratic term alone, with shape `(B,)`."""
+        if isinstance(self.state_scale, Tensor) or self.state_scale != 1.0:
+            x = x * self.state_scale
+        return (x - self.center).square().flatten(1).sum(1) * self.precision

@@ -9,7 +9,7 @@ samples of a chain. Either way the loss is a reconstruction term and a prior ter
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,44 +21,7 @@ from .posteriors import Inference, Posterior
 from .priors import Prior
 from .samplers import noise_like
 
-__all__ = ["LatentVariableModel", "SymbolPrior", "draw_latents"]
-
-
-@runtime_checkable
-class SymbolPrior(Protocol):
-    """A prior that couples latents with symbols."""
-
-    def symbol_logits(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits `(B, K)` of the symbols of latents `(B, D)`."""
-
-    def sample(
-        self,
-        num: int,
-        generator: torch.Generator | None = None,
-        label: Tensor | None = None,
-    ) -> Tensor:
-        """Draw latents `(num, D)`, given symbols `(num,)` where there are such."""
-
-
-def draw_latents(
-    prior: Prior,
-    num: int,
-    generator: torch.Generator | None = None,
-    label: Tensor | None = None,
-) -> Tensor:
-    """Draw latents `(num, D)`, given symbols `(num,)` if any.
-
-    Raises:
-        TypeError: If symbols are given and the prior has none.
-    """
-    if label is None:
-        return prior.sample(num, generator)
-    if not isinstance(prior, SymbolPrior):
-        raise TypeError(
-            f"{type(prior).__name__} has no symbols to draw latents given; leave the symbol out, "
-            "or train a model with a symbol-vector prior."
-        )
-    return prior.sample(num, generator, label=label)
+__all__ = ["LatentVariableModel"]
 
 
 class LatentVariableModel(nn.Module):
@@ -80,24 +43,31 @@ class LatentVariableModel(nn.Module):
         """Latents for `x`, with shape `(B, *event)`."""
         return self.posterior(x, self.prior, self.likelihood, generator)
 
-    def loss(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        inference: Inference | None = None,
+    ) -> dict[str, Tensor]:
         """The terms of the negative bound, each with shape `(B,)`, in nats.
 
         Arguments:
             x: Data, with shape `(B, *event)`.
             generator: Source of all noise of this step.
+            inference: What `infer` said of `x`, where it is known.
 
         Returns:
             `reconstruction`, −log p(x|z); and `prior`, whose gradient is that of KL(q(z|x) ‖ p(z))
             or, for chains, of −log p(z). Where the prior is learned, the value of `prior` lacks
             log Z and is no measure of progress.
         """
-        inference = self.infer(x, generator)
+        inference = inference or self.infer(x, generator)
         z, mean, log_variance = inference.z, inference.mean, inference.log_variance
+        given: Any = {} if inference.context is None else {"context": inference.context}
         if mean is None or log_variance is None:
-            prior = self.prior.loss(z, generator)
+            prior = self.prior.loss(z, generator, **given)
         else:
-            prior = self.prior.divergence(z, mean, log_variance, generator)
+            prior = self.prior.divergence(z, mean, log_variance, generator, **given)
         return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
 
     @torch.no_grad()
@@ -122,7 +92,7 @@ class LatentVariableModel(nn.Module):
         Raises:
             TypeError: If the prior has no symbols, or the data are no sequences.
         """
-        z = draw_latents(self.prior, num, generator, label)
+        z = self.prior.sample(num, generator, label)
         if how is not None:
             if not isinstance(self.likelihood, CategoricalLikelihood):
                 raise TypeError(
@@ -146,6 +116,7 @@ class LatentVariableModel(nn.Module):
         num_samples: int = 100,
         log_normalizer: Tensor | None = None,
         generator: torch.Generator | None = None,
+        released: bool = False,
     ) -> Tensor:
         """Importance-weighted estimate of log p(x), a lower bound on average, `(B,)`, in nats.
 
@@ -155,16 +126,32 @@ class LatentVariableModel(nn.Module):
             log_normalizer: log Z of the prior; estimated by `prior.log_normalizer` if None. Pass it
                 when you score many batches.
             generator: Source of the noise.
+            released: Whether to estimate as the released code of the symbol-vector and the latent
+                diffusion models does (see `Prior.released_log_prob`), which is optimistic. Figures
+                of the two estimators must not share a column.
         """
+        if released:
+            return self._released(x, num_samples, generator)
         if log_normalizer is None:
             log_normalizer = self.prior.log_normalizer(generator=generator)
-        mean, log_variance = self.posterior.proposal(x, self.prior, self.likelihood, generator)
-        constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi) - log_normalizer
+        proposal = self.posterior.proposal(x, self.prior, self.likelihood, generator)
+        mean, log_variance = self.prior.state(*proposal)
         log_weights = []
         for _ in range(num_samples):
             eps = noise_like(mean, generator)
             z = mean + (0.5 * log_variance).exp() * eps
-            log_joint = self.likelihood.log_prob(x, z) - self.prior.energy(z)
+            log_joint = self.likelihood.log_prob(x, z)
+            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator)
             log_q = -0.5 * (eps.square() + log_variance).sum(-1)
             log_weights.append(log_joint - log_q)
+        constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi)
         return importance_bound(torch.stack(log_weights).double()) + constant
+
+    def _released(self, x: Tensor, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        mean, log_variance = self.posterior.proposal(x, self.prior, self.likelihood, generator)
+        eps = torch.stack([noise_like(mean, generator) for _ in range(num_samples)])
+        z = mean + (0.5 * log_variance).exp() * eps  # (K, B, D)
+        log_q = -0.5 * (eps.square() + log_variance + math.log(2 * math.pi)).sum(-1)
+        log_x = torch.stack([self.likelihood.log_prob(x, part) for part in z])
+        log_weights = log_x + self.prior.released_log_prob(z, log_q, generator) - log_q
+        return importance_bound(log_weights.double())

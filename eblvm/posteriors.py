@@ -1,7 +1,7 @@
 """Posteriors p(z|x), approximate: by an encoder, or by a chain on the exact one."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,24 @@ class Inference:
         z: One draw per row, with shape `(B, D)`; reparameterized if `mean` is there, else detached.
         mean: The mean of the Gaussian q(z|x), with shape `(B, D)`; None for chains.
         log_variance: Its log-variance, with shape `(B, D)`; None for chains.
+        context: What the prior is conditioned on, with shape `(B, C)`, for priors that take one.
     """
 
     z: Tensor
     mean: Tensor | None = None
     log_variance: Tensor | None = None
+    context: Tensor | None = None
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """Another draw of the Gaussian q(z|x), reparameterized; of a chain the same latents."""
+        if self.mean is None or self.log_variance is None:
+            return self.z
+        eps = noise_like(self.mean, generator)
+        return self.mean + (0.5 * self.log_variance).exp() * eps
+
+    def at_mean(self) -> "Inference":
+        """The same with the mean as its latents, where there is one."""
+        return self if self.mean is None else replace(self, z=self.mean)
 
 
 class Posterior(nn.Module, ABC):
@@ -75,8 +88,8 @@ class AmortizedPosterior(Posterior):
         generator: torch.Generator | None = None,
     ) -> Inference:
         mean, log_variance = self.proposal(x, prior, likelihood)
-        eps = noise_like(mean, generator)
-        return Inference(mean + (0.5 * log_variance).exp() * eps, mean, log_variance)
+        z = Inference(mean, mean, log_variance).draw(generator)
+        return Inference(z, mean, log_variance)
 
     def proposal(
         self,

@@ -24,7 +24,7 @@ from eblvm.evaluation import (
     publish,
     require,
 )
-from eblvm.latent import LatentVariableModel, draw_latents
+from eblvm.latent import LatentVariableModel
 from eblvm.metrics import (
     ControlAccuracy,
     CorpusBLEU,
@@ -290,11 +290,6 @@ class Symbols(Evaluation):
         model: Any = require(learner, Latent, "Symbols")
         data, vocabulary = text_of(trainer, "Symbols")
         prior: Any = model.latent.prior
-        if not hasattr(prior, "symbol_logits"):
-            raise TypeError(
-                f"Symbols needs a prior with symbols, and this is a {type(prior).__name__}. Drop "
-                "the callback, or use a symbol-vector energy."
-            )
         x, label = batch
         logits = prior.symbol_logits(posterior_means(model, x, index))
         if not self._metrics:
@@ -383,7 +378,7 @@ class Control(Evaluation):
         for k, value in enumerate(values):
             wanted = torch.full((self.num,), k, device=learner.device)
             noise = model.generator(k, 9)
-            z = draw_latents(model.latent.prior, self.num, noise, wanted)
+            z = model.latent.prior.sample(self.num, noise, wanted)
             written = model.latent.likelihood.mean(z)
             metric.update(written, wanted)
             examples = [" ".join(words) for words in vocabulary.sentences(written[:10])]

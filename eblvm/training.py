@@ -536,8 +536,8 @@ def check_symbol(model: Any, symbol: int) -> None:
     """Raise a `UserError` if the model has no such symbol."""
     prior: Any = getattr(getattr(model, "latent", None), "prior", None)
     try:
-        if not hasattr(prior, "symbol_logits"):
-            raise TypeError(f"{type(prior or model).__name__} has no symbols.")
+        if prior is None:
+            raise TypeError(f"{type(model).__name__} has no prior, and so no symbols.")
         with torch.no_grad():
             count = prior.symbol_logits(prior.origin[None]).shape[1]
     except TypeError as error:

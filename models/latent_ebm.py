@@ -1,34 +1,54 @@
 """The learner of latent-variable models: VAE, latent-space EBM prior, and their relatives."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
-from eblvm.metrics.grid import Bounds, grid_points, push_forward
+from eblvm.metrics.grid import Bounds, push_forward
+from eblvm.regularizers import Regularizer
 from eblvm.samplers import ChainSetup
 
+from .initialization import Initialization
+from .kl_weight import ConstantWeight, KLWeight
 from .learner import Learner
 
 __all__ = ["LatentEBM"]
+
+
+def total(module: nn.Module) -> Tensor:
+    """The sum of a module's parameters: times 0, it gives each of them a gradient."""
+    return sum((p.sum() for p in module.parameters()), start=torch.zeros(()))
 
 
 class LatentEBM(Learner):
     """Trains a `LatentVariableModel` by ascending its evidence lower bound.
 
     Which method this is depends on the parts: a Gaussian prior and an encoder make a VAE; an energy
-    prior and a Langevin posterior the latent-space EBM prior (LEBM).
+    prior and a Langevin posterior the latent-space EBM prior (LEBM); a symbol-vector tilt and an
+    information bottleneck SVEBM; a diffusion prior LDEBM.
 
     One optimizer with a group per component equals the papers' separate optimizers, because each
     parameter's gradient comes only from its own term.
 
+    While the weight of the prior's term is 0 the model is an autoencoder: latents are the means of
+    q(z|x), no chain runs, and the prior's parameters rest.
+
     Arguments:
         latent: The model.
-        optimizer: From parameter groups to an optimizer.
         learning_rates: A rate for each of `prior`, `posterior`, `likelihood` that has parameters.
+        optimizer: From parameter groups to an optimizer.
         scheduler: From the optimizer to a schedule that steps once an epoch.
-        kl_weight: Factor on the prior term; 1 is the evidence lower bound.
+        kl_weight: Factor on the prior term, a number or one for each step; 1 is the evidence lower
+            bound.
+        regularizers: Further terms of the loss.
+        clip_norms: Largest gradient norm by component; `a+b` clips two jointly. Components that are
+            not named follow `--trainer.gradient_clip_val`.
+        weight_decays: Weight decay by component, in place of the optimizer's.
+        initialization: Overwrites the parameters; PyTorch's defaults if None.
     """
 
     def __init__(
@@ -37,12 +57,19 @@ class LatentEBM(Learner):
         learning_rates: dict[str, float],
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
-        kl_weight: float = 1.0,
+        kl_weight: float | KLWeight = 1.0,
+        regularizers: list[Regularizer] | None = None,
+        clip_norms: dict[str, float] | None = None,
+        weight_decays: dict[str, float] | None = None,
+        initialization: Initialization | None = None,
     ) -> None:
-        super().__init__(optimizer, learning_rates, scheduler)
+        super().__init__(optimizer, learning_rates, scheduler, clip_norms, weight_decays)
         self.save_recipe()
         self.latent = latent
-        self.kl_weight = kl_weight
+        self.kl_weight = kl_weight if isinstance(kl_weight, KLWeight) else ConstantWeight(kl_weight)
+        self.regularizers = list(regularizers or [])
+        if initialization is not None:
+            initialization(self.latent)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
     def components(self) -> dict[str, nn.Module]:
@@ -53,16 +80,44 @@ class LatentEBM(Learner):
 
     def step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
         """The loss of a batch, logged by term."""
-        terms = {n: t.mean() for n, t in self.terms(batch, self.generator(batch_idx)).items()}
-        loss = terms["reconstruction"] + self.kl_weight * terms["prior"]
+        generator, weight = self.generator(batch_idx), self.kl_weight(self.global_step)
+        inference = self.latent.infer(batch[0], generator)
+        if self.autoencoding and stage == "train":
+            inference = inference.at_mean()
+            log_prob = self.latent.likelihood.log_prob(batch[0], inference.z)
+            terms = {"reconstruction": -log_prob.mean()}
+            loss = terms["reconstruction"] + 0 * total(self.latent.prior)  # known to every rank
+        else:
+            bound = self.latent.loss(batch[0], generator, inference)
+            terms = {name: term.mean() for name, term in bound.items()}
+            loss = terms["reconstruction"] + weight * terms["prior"]
+        for regularizer in self.regularizers:
+            if regularizer.when_autoencoding or "prior" in terms:
+                value = regularizer(self.latent, batch, inference, generator)
+                terms[regularizer.name] = value
+                loss = loss + regularizer.weight * value
         self.require_finite(terms)
-        log = {**terms, **self.latent.prior.diagnostics, "loss": loss}
+        log = {**terms, "loss": loss}
+        log |= self.latent.prior.diagnostics if "prior" in terms else {}
+        if not isinstance(self.kl_weight, ConstantWeight):
+            log["kl_weight"] = loss.new_tensor(weight)
         self.log_dict(
             {f"{stage}/{name}": value for name, value in log.items()},
             batch_size=len(batch[0]),
             sync_dist=stage != "train",
         )
         return loss
+
+    @property
+    def autoencoding(self) -> bool:
+        """Whether the prior's term has no weight at this step."""
+        return self.kl_weight(self.global_step) == 0
+
+    def on_after_backward(self) -> None:
+        """While autoencoding, a prior that no term reached rests: momentum does not move it."""
+        if self.autoencoding and not any(r.when_autoencoding for r in self.regularizers):
+            for parameter in self.latent.prior.parameters():
+                parameter.grad = None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.step(batch, batch_idx, "train")
@@ -75,14 +130,33 @@ class LatentEBM(Learner):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The inferred latents, with shape `(B, D)`."""
-        inference = self.latent.infer(batch[0], self.generator(batch_idx))
-        return inference.z if inference.mean is None else inference.mean
+        return self.encode(batch[0], self.generator(batch_idx))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The inferred latents of data (means, where the posterior has one), `(B, D)`."""
+        return self.latent.infer(x, generator).at_mean().z
+
+    @torch.no_grad()
+    def symbols(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The likeliest symbol of each row of data, int64 `(B,)`.
+
+        Raises:
+            TypeError: If the prior has no symbols.
+        """
+        inference = self.latent.infer(x, generator).at_mean()
+        given: Any = {} if inference.context is None else {"context": inference.context}
+        return self.latent.prior.symbol_logits(inference.z, **given).argmax(1)
 
     def sample(
-        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        noise: bool = False,
+        label: Tensor | None = None,
     ) -> Tensor:
         """Draw data, with shape `(num, *event)`; see `LatentVariableModel.sample`."""
-        return self.latent.sample(num, generator, noise)
+        return self.latent.sample(num, generator, noise, label)
 
     def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Infer and decode, with the shape of `x`."""
@@ -103,18 +177,16 @@ class LatentEBM(Learner):
         """
         prior, likelihood = self.latent.prior, self.latent.likelihood
         x = self.sample(1, generator, noise=True)
-        found = {
-            "prior": prior.chain(),
-            "posterior": self.latent.posterior.chain(x, prior, likelihood),
-        }
-        return {name: chain for name, chain in found.items() if chain is not None}
+        found = prior.chains(generator)
+        posterior = self.latent.posterior.chain(x, prior, likelihood)
+        return found if posterior is None else {**found, "posterior": posterior}
 
     @torch.no_grad()
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
         """log p(x) of points of the plane, by quadrature over latents.
 
-        With two latents the nodes are a 1000² grid over [−6, 6]², weighted by the prior's density;
-        with more they are 200,000 samples of the prior.
+        The nodes are the prior's own (see `Prior.nodes`): a grid weighted by its density where that
+        can be had in the plane, else samples.
 
         Arguments:
             bounds: The box, `((x_low, x_high), (y_low, y_high))`.
@@ -129,14 +201,6 @@ class LatentEBM(Learner):
         likelihood = self.latent.likelihood
         if not isinstance(likelihood, GaussianLikelihood):
             raise TypeError(f"{type(likelihood).__name__} has no density of the plane to draw.")
-        prior = self.latent.prior
-        if prior.latent_dim == 2:
-            square = ((-6.0, 6.0), (-6.0, 6.0))
-            nodes = grid_points(square, 1000, device=self.device, dtype=prior.origin.dtype)
-            log_weights = -torch.cat([prior.energy(z) for z in nodes.split(50_000)]).double()
-        else:
-            nodes = prior.sample(200_000, self.generator(0, 5))
-            log_weights = nodes.new_zeros(len(nodes), dtype=torch.float64)
+        nodes, weights = self.latent.prior.nodes(self.generator(0, 5))
         means = torch.cat([likelihood.mean(z) for z in nodes.split(50_000)])
-        weights = log_weights.log_softmax(0)
         return push_forward(means, weights, likelihood.scale, bounds, resolution)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eblvm.data.loader import seeded_generator
 
-from .optim import clip_per_group, parameter_groups
+from .optim import check_clip_norms, clip_per_group, parameter_groups
 
 __all__ = ["Learner", "NonFiniteError"]
 
@@ -30,6 +30,9 @@ class Learner(LightningModule):
         optimizer: From parameter groups to an optimizer.
         learning_rates: Component name to learning rate.
         scheduler: From the optimizer to a schedule that steps once an epoch; none if None.
+        clip_norms: Largest gradient norm by component; `a+b` clips two jointly. Components that are
+            not named follow `--trainer.gradient_clip_val`.
+        weight_decays: Weight decay by component, in place of the optimizer's.
     """
 
     def __init__(
@@ -37,11 +40,15 @@ class Learner(LightningModule):
         optimizer: OptimizerCallable,
         learning_rates: Mapping[str, float],
         scheduler: LRSchedulerCallable | None = None,
+        clip_norms: Mapping[str, float] | None = None,
+        weight_decays: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.optimizer = optimizer
         self.learning_rates = dict(learning_rates)
         self.scheduler = scheduler
+        self.clip_norms = dict(clip_norms or {})
+        self.weight_decays = dict(weight_decays or {})
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that have a learning rate each."""
@@ -61,7 +68,8 @@ class Learner(LightningModule):
             self.save_hyperparameters(logger=False)
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.components(), self.learning_rates)
+        groups = parameter_groups(self.components(), self.learning_rates, self.weight_decays)
+        check_clip_norms(self.clip_norms, [group["name"] for group in groups])
         optimizer = self.optimizer(groups)
         if self.scheduler is None:
             return {"optimizer": optimizer}
@@ -73,7 +81,7 @@ class Learner(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        clip_per_group(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip_per_group(optimizer, gradient_clip_val, gradient_clip_algorithm, self.clip_norms)
 
     def generator(self, batch_idx: int = 0, offset: int = 0) -> torch.Generator:
         """A source of noise that is this step's alone.

@@ -9,15 +9,17 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 
 from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
+from eblvm.energies import SymbolVectorTimeEnergy
 from eblvm.evaluation import Likelihood, Reconstructions, SampleQuality
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import PixelFeatures
 from eblvm.models import LatentEBM
-from eblvm.models.networks import MLP, MLPEnergy
+from eblvm.models.networks import MLP, MLPEnergy, ResidualTimeNet
 from eblvm.posteriors import AmortizedPosterior, LangevinPosterior
-from eblvm.priors import EnergyPrior, GaussianPrior
+from eblvm.priors import DiffusionEnergyPrior, EnergyPrior, GaussianPrior
 from eblvm.samplers import Langevin
+from eblvm.schedules import RecoverySchedule
 
 SEED = 3
 QUIET = {
@@ -40,6 +42,21 @@ def lebm():
     return LatentEBM(latent, {"prior": 0.1, "likelihood": 0.01}, optimizer=torch.optim.SGD)
 
 
+def ldebm():
+    """An LDEBM of the plane, with power iterations, drawn levels, and symbols; plain SGD."""
+    torch.manual_seed(0)
+    net = ResidualTimeNet(3, 4, num_timesteps=3, width=8, num_blocks=1)
+    prior = DiffusionEnergyPrior(3, SymbolVectorTimeEnergy(net), RecoverySchedule(3), num_steps=4)
+    posterior = AmortizedPosterior(MLP(2, [8], 6))
+    likelihood = GaussianLikelihood(MLP(3, [8], 2), scale=0.5)
+    latent = LatentVariableModel(prior, posterior, likelihood)
+    rates = {"prior": 0.1, "posterior": 0.01, "likelihood": 0.01}
+    return LatentEBM(latent, rates, optimizer=torch.optim.SGD)
+
+
+MODELS = {"lebm": lebm, "ldebm": ldebm}
+
+
 class Record(Callback):
     """Batches, chains' ends and averaged gradients of each step."""
 
@@ -47,8 +64,9 @@ class Record(Callback):
         self.steps = []
         self.model = model
         prior, posterior = model.latent.prior, model.latent.posterior
-        prior.sampler = Recording(prior.sampler, self, "negative")
-        posterior.sampler = Recording(posterior.sampler, self, "posterior")
+        if hasattr(posterior, "sampler"):
+            prior.sampler = Recording(prior.sampler, self, "negative")
+            posterior.sampler = Recording(posterior.sampler, self, "posterior")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.steps.append({"x": batch[0].clone()})
@@ -70,10 +88,10 @@ class Recording:
         return result
 
 
-def train(**settings):
-    """Two steps; the record."""
+def train(name, **settings):
+    """Two steps of a model; the record."""
     seed_everything(SEED, verbose=False)
-    model = lebm()
+    model = MODELS[name]()
     record = Record(model)
     data = DensityDataModule(EightGaussians(), batch_size=4, num_train=16, num_val=4, num_test=4)
     Trainer(**QUIET, **settings, callbacks=[record], max_steps=2, limit_val_batches=0).fit(
@@ -141,7 +159,8 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     settings = {"devices": 2, "strategy": "ddp"}
-    result = {"train": train(**settings), "evaluate": evaluate(**settings)}
+    result = {"train": train("lebm", **settings), "evaluate": evaluate(**settings)}
+    result["train ldebm"] = train("ldebm", **settings)
     result["evaluate"].pop("truth")
     rank = torch.distributed.get_rank()
     torch.save(result, Path(sys.argv[1]) / f"rank_{rank}.pt")

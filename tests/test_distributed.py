@@ -47,32 +47,36 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def test_averaged_gradient_is_that_of_one_process_on_the_joined_batch(recorded, float64):
+@pytest.mark.parametrize("name", ["lebm", "ldebm"])
+def test_averaged_gradient_is_that_of_one_process_on_the_joined_batch(name, recorded, float64):
     """Over two steps, so that the weights between them count, too.
 
     The joined batch is put together from the ranks' batches; each half has the noise of the
     (seed, rank, stage, epoch, batch) that it had on its rank. What differs is who averages: DDP's
     buckets there, one `.mean()` over all rows here. Float64 rounding is all that may remain.
     """
-    one, other = (record["train"] for record in recorded)
+    one, other = (record["train" if name == "lebm" else f"train {name}"] for record in recorded)
     assert len(one) == len(other) == 2
-    model = ranks.lebm()
+    model = ranks.MODELS[name]()
     optimizer = model.configure_optimizers()["optimizer"]
     for i, steps in enumerate(zip(one, other, strict=True)):
-        halves = [
-            model.terms((step["x"], None), seeded_generator(ranks.SEED, rank, 0, 0, i, 0))
-            for rank, step in enumerate(steps)
-        ]
+        vectors = [b for n, b in model.named_buffers() if n.endswith(("_u", "_v"))]
+        before, halves = [v.clone() for v in vectors], []
+        for rank, step in enumerate(steps):
+            for vector, value in zip(vectors, before, strict=True):
+                vector.copy_(value)  # each rank takes one power iteration per step
+            generator = seeded_generator(ranks.SEED, rank, 0, 0, i, 0)
+            halves.append(model.terms((step["x"], None), generator))
         terms = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
         assert len(terms["prior"]) == 8
         optimizer.zero_grad()
         (terms["reconstruction"] + terms["prior"]).mean().backward()
-        for name, parameter in model.named_parameters():
-            if name.endswith("weight"):  # an energy's constant has no gradient
+        for n, parameter in model.named_parameters():
+            if parameter.ndim > 1:  # an energy's constant has no gradient
                 assert parameter.grad.abs().max() > 1e-6
             for step in steps:
                 torch.testing.assert_close(
-                    step["gradient"][name], parameter.grad, rtol=1e-11, atol=1e-13
+                    step["gradient"][n], parameter.grad, rtol=1e-11, atol=1e-13
                 )
         optimizer.step()
 

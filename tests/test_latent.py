@@ -172,3 +172,15 @@ def test_an_encoder_of_the_wrong_width_is_refused():
     )
     with pytest.raises(ValueError, match=r"returned shape \(5, 4\); expected \(5, 6\)"):
         model.loss(torch.zeros(5, 4))
+
+
+def test_released_estimate_is_self_normalized_and_optimistic():
+    """Σ p(x|z) D / Σ D with D = exp(−E)/q; too high where q is narrower than the prior."""
+    exact = LinearGaussian()
+    narrow = ExactEncoder(exact.mean_matrix, 0.01 * exact.covariance)
+    exact = LinearGaussian(posterior=AmortizedPosterior(narrow))
+    x = exact.data(50)
+    found = exact.model.log_likelihood(
+        x, 200, generator=torch.Generator().manual_seed(0), released=True
+    )
+    assert float((found - exact.evidence(x)).mean()) > 0.3

@@ -13,19 +13,25 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
-SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.text_evaluation"}
+SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.clustering", "eblvm.text_evaluation"}
 
 BELOW = {
     "eblvm.objectives": set(),
     "eblvm.samplers": set(),
     "eblvm.energies": set(),
     "eblvm.decoding": set(),
+    "eblvm.schedules": {"eblvm.samplers"},
     "eblvm.likelihoods": {"eblvm.samplers", "eblvm.objectives", "eblvm.decoding"},
-    "eblvm.priors": {"eblvm.energies", "eblvm.samplers", "eblvm.objectives"},
+    "eblvm.priors": {
+        *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
+    },
     "eblvm.posteriors": {"eblvm.priors", "eblvm.likelihoods", "eblvm.samplers"},
     "eblvm.latent": {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods"),
         *("eblvm.samplers", "eblvm.objectives", "eblvm.decoding"),
+    },
+    "eblvm.regularizers": {
+        *("eblvm.latent", "eblvm.priors", "eblvm.posteriors", "eblvm.objectives"),
     },
     "eblvm.data": set(),
     "eblvm.pictures": set(),

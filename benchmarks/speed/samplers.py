@@ -29,9 +29,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
+from eblvm.energies import SymbolVectorTimeEnergy
+from eblvm.models.networks import ResidualTimeNet
 from eblvm.samplers import HMC, MALA, Langevin, compilation, compilation_report
 
 STEP = 0.05
@@ -67,29 +67,9 @@ def perceptron(dim: int, width: int) -> nn.Sequential:
     )
 
 
-class TimeEnergy(nn.Module):
+def time_energy() -> SymbolVectorTimeEnergy:
     """LDEBM's residual energy: spectral norms, a time branch, 12 blocks of width 200, d = 40."""
-
-    def __init__(self, dim: int = 40, width: int = 200, blocks: int = 12, out: int = 20) -> None:
-        super().__init__()
-
-        def linear(a: int, b: int) -> nn.Module:
-            return parametrizations.spectral_norm(nn.Linear(a, b))
-
-        self.latent = nn.Sequential(linear(dim, width), nn.LeakyReLU(0.2), linear(width, width))
-        self.time = nn.Sequential(linear(width, width), nn.LeakyReLU(0.2), linear(width, width))
-        self.fusion = linear(2 * width, width)
-        self.blocks = nn.ModuleList([linear(width, width) for _ in range(blocks)])
-        self.head = linear(width, out)
-        angle = torch.arange(6)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
-        self.register_buffer("table", torch.stack([angle.sin(), angle.cos()], 2).flatten(1))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = torch.cat([self.latent(x), self.time(self.table[t])], dim=1)
-        h = self.fusion(F.leaky_relu(h, 0.2))
-        for block in self.blocks:
-            h = h + block(F.leaky_relu(h, 0.2))
-        return -torch.logsumexp(self.head(F.leaky_relu(h, 0.2)), dim=1)
+    return SymbolVectorTimeEnergy(ResidualTimeNet(40, 20))
 
 
 def convolution() -> nn.Sequential:
@@ -254,7 +234,9 @@ def blackjax_runs(name: str, energy: Any, x: Tensor, steps: int) -> dict[str, Ca
     return runs
 
 
-def direct_transcription(energy: TimeEnergy, x: Tensor, t: Tensor, steps: int) -> Callable[[], Any]:
+def direct_transcription(
+    energy: SymbolVectorTimeEnergy, x: Tensor, t: Tensor, steps: int
+) -> Callable[[], Any]:
     """LDEBM's chain as its paper writes it, in training mode: every normalization at every step."""
 
     def run() -> Tensor:
@@ -350,7 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _ldebm(repeats: int, results: dict[str, Any]) -> None:
     """LDEBM's energy, 128 chains of 50 steps: direct transcription against eblvm."""
-    energy, x, t = TimeEnergy(), torch.randn(128, 40), torch.randint(6, (128,))
+    energy, x, t = time_energy(), torch.randn(128, 40), torch.randint(6, (128,))
 
     def conditional(y: Tensor) -> Tensor:
         return energy(y, t) + 0.5 * (y - x).square().sum(1)

@@ -55,6 +55,8 @@ class ResumableSampler(DistributedSampler[int]):
     Attributes:
         epoch: Set by `set_epoch`, which Lightning calls.
         position: How many items of the share the next iteration skips; it is then 0 again.
+        order: Indices, as many as items, to visit in place of the permutation; None by default.
+        share: This rank's indices in the latest iteration.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class ResumableSampler(DistributedSampler[int]):
         self.total_size = num - num % num_replicas if drop_last else num
         self.num_samples = len(range(rank, self.total_size, num_replicas))
         self.position = 0
+        self.order: list[int] | None = None
+        self.share: list[int] = []
 
     def permutation(self) -> list[int]:
         """All indices in the order of this epoch, of which every rank takes its share."""
@@ -80,9 +84,10 @@ class ResumableSampler(DistributedSampler[int]):
         return torch.randperm(num, generator=seeded_generator(self.seed, self.epoch)).tolist()
 
     def __iter__(self) -> Iterator[int]:
-        share = self.permutation()[self.rank : self.total_size : self.num_replicas]
+        order = self.permutation() if self.order is None else self.order
+        self.share = order[self.rank : self.total_size : self.num_replicas]
         start, self.position = self.position, 0
-        return iter(share[start:])
+        return iter(self.share[start:])
 
 
 class BucketSampler(ResumableSampler):
@@ -189,6 +194,20 @@ class ResumableLoader(DataLoader):
         self.epoch, self.position = self.epoch + 1, 0
         if sampler is not None:
             sampler.set_epoch(self.epoch)
+
+    def rows(self, index: int) -> list[int]:
+        """Which items of the data set are in the batch of that index, in this epoch.
+
+        Raises:
+            TypeError: If the sampler is not a `ResumableSampler`.
+        """
+        sampler, size = self._resumable_sampler(), self._size()["batch_size"]
+        if sampler is None:
+            raise TypeError(
+                "the rows of a batch are known with a ResumableSampler only; this loader has a "
+                f"{type(self.sampler).__name__}."
+            )
+        return sampler.share[index * size : (index + 1) * size]
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, how many of its batches are done, and the sizes that give them meaning."""

@@ -48,6 +48,9 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.pseudo_label: Tensor | None = None
+        """Labels of all training items, int64 `(N,)`, that training batches carry in place of the
+        data's own; None by default."""
 
     @property
     @abstractmethod
@@ -80,15 +83,19 @@ class DataModule(LightningDataModule, ABC):
     def keep(self, folder: Path) -> None:
         """Write what a run's folder needs beside its checkpoints; nothing by default."""
 
-    def loader(self, split: Split) -> ResumableLoader:
+    def loader(self, split: Split, in_order: bool = False) -> ResumableLoader:
         """A new loader of a split; outside of a Trainer its batches are finished.
+
+        Arguments:
+            split: Which.
+            in_order: Visit each item once and in order, as in evaluation, also of training data.
 
         Raises:
             ValueError: If the training data do not fill one batch on every device.
         """
         if split not in get_args(Split):
             raise ValueError(f"split is {split!r}; expected one of {get_args(Split)}.")
-        train = split == "train"
+        train = split == "train" and not in_order
         data = self.dataset(split)
         sampler = self.sampler(data, train)
         if train and len(sampler) < self.batch_size:
@@ -109,10 +116,16 @@ class DataModule(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over this device's share of a split, finished, on the CPU."""
-        loader = self.loader(split)
-        loader.finish = self._finisher(split)
+    def batches(self, split: Split, in_order: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over this device's share of a split, finished, on the CPU.
+
+        Arguments:
+            split: Which.
+            in_order: Visit each item once, in order and without random transforms, also of training
+                data.
+        """
+        loader = self.loader(split, in_order) if in_order else self.loader(split)
+        loader.finish = self._finisher("val" if in_order and split == "train" else split)
         return iter(loader)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -142,7 +155,11 @@ class DataModule(LightningDataModule, ABC):
                     f"The trainer's training loader is a {type(loader).__name__}; expected the "
                     "data module's ResumableLoader, which knows a batch's place in the epoch."
                 )
-            finished = self.finish(batch, "train", loader.epoch, loader.position - 1)
+            index = loader.position - 1
+            finished = self.finish(batch, "train", loader.epoch, index)
+            if self.pseudo_label is not None:
+                label = self.pseudo_label[loader.rows(index)]
+                finished = (finished[0], label.to(finished[0].device))
         else:
             finished = self.finish(batch, "val" if trainer.validating else "test", 0, 0)
         # Lightning has done this before, when images were still bytes: `--trainer.precision=…-true`

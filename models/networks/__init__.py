@@ -4,6 +4,8 @@ from .bag import BagOfWordsDecoder, BagOfWordsEncoder
 from .conv import ConvDecoder, ConvEncoder
 from .dialogue import DialogueDecoder, DialogueEncoder
 from .mlp import MLP, MLPEnergy
+from .residual import ResidualTimeNet
+from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "DialogueDecoder",
     "DialogueEncoder",
     "MLPEnergy",
+    "ResidualTimeNet",
     "SentenceDecoder",
     "SentenceEncoder",
+    "settle_spectral_norms",
 ]
