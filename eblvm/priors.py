@@ -15,6 +15,7 @@ from .energies import Energy
 from .objectives.contrastive import contrastive_divergence
 from .objectives.variational import gaussian_kl
 from .samplers import ChainSetup, Kernel, ParallelTempering, noise_like
+from .samplers.buffer import ReplayBuffer
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -110,38 +111,86 @@ class EnergyPrior(GaussianPrior):
 
     .. math:: p(z) = \frac{1}{Z} \exp(-\mathrm{tilt}(z))\, N(z; 0, I)
 
-    The gradient of log Z is estimated with samples of a short chain that starts from N(0, I) at
-    each call, so `loss` costs `sampler.num_steps` gradients of the tilt.
+    The gradient of log Z is estimated with samples of a short chain, so `loss` costs
+    `sampler.num_steps` gradients of the tilt. The chain starts from N(0, I) at each call, or, with
+    `num_persistent`, from ends of earlier calls; only calls in training mode store their ends.
 
     References:
         Learning Latent Space Energy-Based Prior Model (Pang et al., 2020), Eqs. 3 and 8. The paper
-        writes f = −tilt.
+        writes f = −tilt, and starts from N(0, I).
+        Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
+        (Tieleman, 2008), for persistent chains.
 
     Arguments:
         latent_dim: D.
         tilt: The correction, `(B, D) -> (B,)`.
         sampler: The short chain. Where it cannot follow the tilt, an encoder and the tilt run away
-            together; tempering helps.
+            together; persistent chains or tempering help.
+        num_persistent: Chains kept from call to call, more than a batch has rows; none if None.
+            Under distributed training the first rank's are everybody's.
+        restart_probability: How often a persistent chain begins anew from N(0, I).
+
+    Raises:
+        ValueError: If `restart_probability` is no probability, or, in `loss`, if there are fewer
+            persistent chains than rows.
     """
 
-    def __init__(self, latent_dim: int, tilt: Energy, sampler: Kernel | ParallelTempering) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        tilt: Energy,
+        sampler: Kernel | ParallelTempering,
+        num_persistent: int | None = None,
+        restart_probability: float = 0.05,
+    ) -> None:
         super().__init__(latent_dim)
+        if not 0 <= restart_probability <= 1:
+            raise ValueError(
+                f"restart_probability is {restart_probability}; expected 0 to 1, e.g. 0.05."
+            )
         self.tilt = tilt
         self.sampler = sampler
+        self.restart_probability = restart_probability
+        self.buffer = (
+            None if num_persistent is None else ReplayBuffer(self._noise(num_persistent, None))
+        )
 
     def energy(self, z: Tensor) -> Tensor:
         return self.tilt(z) + super().energy(z)
 
+    def start(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """Where chains begin, `(num, D)`: at persistent states drawn with repetition, or N(0, I)."""
+        if self.buffer is None:
+            return self._noise(num, generator)
+        states = self.buffer.states
+        drawn = torch.randint(len(states), (num,), generator=generator, device=states.device)
+        return states[drawn]
+
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.sampler(self.energy, self._noise(num, generator), generator)
+        return self.sampler(self.energy, self.start(num, generator), generator)
 
     def chain(self) -> ChainSetup:
-        return ChainSetup(self.energy, self.sampler, self._noise)
+        return ChainSetup(self.energy, self.sampler, self.start)
+
+    def _negatives(
+        self, num: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Starts and ends of `num` chains; persistent ones are stored in training mode."""
+        noise = self._noise(num, generator)
+        if self.buffer is None:
+            return noise, self.sampler(self.energy, noise, generator)
+        places = self.buffer.draw(num, generator)
+        u01 = torch.rand(num, generator=generator, device=noise.device)
+        restarted = u01 < self.restart_probability
+        start = torch.where(restarted[:, None], noise, self.buffer.states[places])
+        end = self.sampler(self.energy, start, generator)
+        if self.training:
+            self.buffer.store(places, end, restarted)
+        return start, end
 
     def _contrast(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
         """tilt(z) minus the tilt of as many samples of the prior, with shape `(B,)`."""
-        start = self._noise(len(z), generator)
-        negative = self.sampler(self.energy, start, generator)
+        start, negative = self._negatives(len(z), generator)
         positive_energy, negative_energy = self.tilt(torch.cat([z, negative])).split(len(z))
         self.diagnostics = {
             "tilt_positive": positive_energy.detach().mean(),
