@@ -1,9 +1,15 @@
-"""Train recipes with several seeds, test their best checkpoints, and print a table.
+"""Train recipes with several seeds, evaluate their best checkpoints, and print a table.
 
     python -m eblvm.benchmarks.compare image/vae_digits image/lebm_digits --metrics frechet coverage
 
-Each run is a process of its own. The table is Markdown: mean ± standard deviation over seeds, and
-beneath it what made it. Every run adds a line to `compare.jsonl` in the runs folder.
+Each run is a process of its own. The seed determines initialization, noise, the order of the data
+and, where they are drawn, the training data. The table is Markdown: mean ± standard deviation over
+seeds, and beneath it what made it. Every run adds a line to `compare.jsonl` in the runs folder.
+
+To choose settings, compare on the validation split, which leaves the test split unseen:
+
+    python -m eblvm.benchmarks.compare image/vae_digits --metrics frechet --stage validate \
+        --model.init_args.latent.init_args.likelihood.init_args.scale=0.3
 """
 
 import argparse
@@ -21,27 +27,41 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+PREFIXES = {"validate": "val", "test": "test"}
+"""What the figures of a stage are called."""
 
-def train_and_test(recipe: str, seed: int, runs: Path, overrides: Sequence[str]) -> dict[str, Any]:
+
+def train_and_evaluate(
+    recipe: str, seed: int, runs: Path, overrides: Sequence[str], stage: str = "test"
+) -> dict[str, Any]:
     """One run; its figures, and what they cost.
 
+    Arguments:
+        recipe: The name of a recipe.
+        seed: Of the run and of its data module.
+        runs: Where run folders go, in a folder per seed.
+        overrides: Further options of `eblvm fit`.
+        stage: `test` or `validate`.
+
     Raises:
-        RuntimeError: If training or testing fails; with the command and its last words.
+        RuntimeError: If training or evaluation fails; with the command and its last words.
     """
+    seeds = (f"--seed_everything={seed}", f"--data.init_args.seed={seed}")
     folder = runs / f"seed_{seed}"
     start, usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    _eblvm("fit", "--config", recipe, f"--seed_everything={seed}", f"--runs={folder}", *overrides)
+    _eblvm("fit", "--config", recipe, *seeds, f"--runs={folder}", *overrides)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     newest = max((folder / recipe).glob("version_*"), key=lambda p: p.stat().st_mtime)
-    _eblvm("test", f"--ckpt_path={newest / 'checkpoints' / 'best.ckpt'}")
+    _eblvm(stage, f"--ckpt_path={newest / 'checkpoints' / 'best.ckpt'}")
     return {
         "recipe": recipe,
         "seed": seed,
+        "stage": stage,
         "overrides": list(overrides),
         "run": str(newest),
         "fit_wall_s": round(time.perf_counter() - start, 1),
         "fit_cpu_s": round(spent.ru_utime + spent.ru_stime - usage.ru_utime - usage.ru_stime, 1),
-        "metrics": json.loads((newest / "test.json").read_text(encoding="utf-8")),
+        "metrics": json.loads((newest / f"{stage}.json").read_text(encoding="utf-8")),
     }
 
 
@@ -54,13 +74,26 @@ def _eblvm(*arguments: str) -> None:
         raise RuntimeError(f"`eblvm {' '.join(arguments)}` ended with {result.returncode}:\n{last}")
 
 
+def figure(row: dict[str, Any], metric: str) -> float:
+    """A metric of a run, named without its stage.
+
+    Raises:
+        KeyError: If the run has none of that name; the names it has are listed.
+    """
+    name = f"{PREFIXES[row['stage']]}/{metric}"
+    if name not in row["metrics"]:
+        known = ", ".join(sorted(k.split("/", 1)[1] for k in row["metrics"] if "/" in k))
+        raise KeyError(f"{row['recipe']} reports no {metric}; it reports {known}.")
+    return float(row["metrics"][name])
+
+
 def table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Markdown: a line per recipe, mean ± standard deviation over its seeds."""
     lines = ["| recipe | " + " | ".join(metrics) + " | CPU s per run |"]
     lines.append("|---" * (len(metrics) + 2) + "|")
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         chosen = [row for row in rows if row["recipe"] == recipe]
-        cells = [_spread([row["metrics"][f"test/{m}"] for row in chosen]) for m in metrics]
+        cells = [_spread([figure(row, m) for row in chosen]) for m in metrics]
         cpu = statistics.mean(row["fit_cpu_s"] for row in chosen)
         lines.append(f"| `{recipe}` | " + " | ".join(cells) + f" | {cpu:.0f} |")
     return "\n".join(lines)
@@ -87,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipes", nargs="+", help="names such as image/lebm_digits")
     parser.add_argument("--metrics", nargs="+", required=True, help="names without `test/`")
+    parser.add_argument("--stage", choices=list(PREFIXES), default="test")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     parser.epilog = "Other options, such as --trainer.max_epochs=2, go to `eblvm fit`."
@@ -94,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for seed in options.seeds:
         for recipe in options.recipes:
-            row = train_and_test(recipe, seed, options.runs, overrides)
+            row = train_and_evaluate(recipe, seed, options.runs, overrides, options.stage)
             rows.append(row)
-            figures = {m: round(row["metrics"][f"test/{m}"], 4) for m in options.metrics}
+            figures = {m: round(figure(row, m), 4) for m in options.metrics}
             print(f"{recipe} seed {seed}: {figures}, {row['fit_cpu_s']:.0f} CPU s", flush=True)
             with open(options.runs / "compare.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

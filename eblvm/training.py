@@ -52,7 +52,7 @@ __all__ = ["CommandLine", "build", "draw", "run"]
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 # Overrides reach every `${…}` of a recipe only with this pair.
-PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False}
+PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 TRAINER_DEFAULTS = {
@@ -182,6 +182,7 @@ class CommandLine(LightningCLI):
                 if hasattr(self.datamodule, "keep"):
                     self.datamodule.keep(Path(str(self.run_dir)))
                 self._keep_rows(arguments.get("ckpt_path"))
+                sys.stderr.write(unvalidated(self.trainer))
             with mendable():
                 self.trainer.fit(**arguments)
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -212,12 +213,16 @@ class CommandLine(LightningCLI):
             return getattr(self.trainer, name)(**arguments)
 
     def validate(self, **arguments: Any) -> None:
-        """`Trainer.validate`."""
+        """`Trainer.validate`; the metrics go to `validate.json` in the run folder, too."""
         self._evaluate("validate", arguments)
+        self._write_metrics("validate.json")
 
     def test(self, **arguments: Any) -> None:
         """`Trainer.test`; the metrics go to `test.json` in the run folder, too."""
         self._evaluate("test", arguments)
+        self._write_metrics("test.json")
+
+    def _write_metrics(self, name: str) -> None:
         if self.trainer.is_global_zero:
             metrics: dict[str, Any] = {
                 k: float(v) for k, v in self.trainer.callback_metrics.items()
@@ -225,7 +230,7 @@ class CommandLine(LightningCLI):
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             protocols = {type(c).__name__: getattr(c, "protocol", None) for c in callbacks}
             metrics["protocol"] = {name: p for name, p in protocols.items() if p}
-            path = Path(self.trainer.default_root_dir) / "test.json"
+            path = Path(self.trainer.default_root_dir) / name
             path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print(f"metrics: {display(path)}")
 
@@ -315,6 +320,18 @@ def mendable() -> Iterator[None]:
             raise
         hint = "Log in with `wandb login`, or set WANDB_MODE=offline, or leave out --wandb."
         raise UserError(f"Weights & Biases says: {error} {hint}") from error
+
+
+def unvalidated(trainer: Trainer) -> str:
+    """A line about epochs at the end that no validation will see; empty if there are none."""
+    every, last = trainer.check_val_every_n_epoch, trainer.max_epochs or 0
+    if not every or last <= 0 or last % every == 0 or not trainer.limit_val_batches:
+        return ""
+    return (
+        f"eblvm: the last {last % every} of {last} epochs come after the last validation, so they "
+        f"cannot become the best checkpoint; let --trainer.check_val_every_n_epoch (now {every}) "
+        "divide --trainer.max_epochs.\n"
+    )
 
 
 def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:

@@ -9,7 +9,7 @@ from linear_gaussian import KAPPA, Quadratic
 from eblvm.metrics.grid import log_normalizer
 from eblvm.models.networks import MLPEnergy
 from eblvm.priors import EnergyPrior, GaussianPrior, Prior
-from eblvm.samplers import Langevin
+from eblvm.samplers import MALA, Langevin
 
 RHO = 1 - 0.1**2 * (1 + KAPPA) / 2
 VARIANCE = 0.1**2 * (1 - RHO**200) / (1 - RHO**2) + RHO**200
@@ -110,3 +110,52 @@ def test_diagnostics_show_what_the_chain_did():
 def test_latent_dim_is_checked():
     with pytest.raises(ValueError, match="latent_dim is 0; expected 1 or more"):
         GaussianPrior(0)
+
+
+def persistent(num, restart_probability, num_steps=2, step_size=0.5):
+    kernel = MALA(num_steps, step_size)
+    prior = EnergyPrior(
+        2, Quadratic(), kernel, num_persistent=num, restart_probability=restart_probability
+    )
+    return prior.double()
+
+
+def test_persistent_chains_reach_the_prior_where_short_ones_do_not():
+    # two MALA steps of s = 0.5 are too few from N(0, I); two steps a call, 100 calls, are not
+    generator = torch.Generator().manual_seed(0)
+    prior = persistent(5000, 0.0)
+    z = torch.zeros(5000, 2, dtype=torch.float64)
+    first = prior.start(20_000, generator).var()
+    for _ in range(100):
+        prior.loss(z, generator)
+    # relative standard error of a variance of 10,000 numbers: √(2/10000) = 0.014
+    assert float(first) == pytest.approx(1, rel=0.06)
+    assert float(prior.buffer.states.var()) == pytest.approx(1 / (1 + KAPPA), rel=4 * 0.0142)
+    short = EnergyPrior(2, Quadratic(), MALA(2, 0.5)).double().sample(5000, generator)
+    assert float(short.var()) > 1.15 / (1 + KAPPA)
+
+
+def test_chains_that_always_restart_are_short_ones():
+    prior, z = persistent(50, 1.0), torch.zeros(50, 2, dtype=torch.float64)
+    prior.buffer.states.fill_(100.0)
+    prior.loss(z, torch.Generator().manual_seed(0))
+    assert prior.buffer.states.abs().max() < 10
+    assert torch.equal(prior.buffer.ages, torch.ones(50, dtype=torch.long))
+
+
+def test_evaluation_leaves_persistent_chains_alone_and_checkpoints_hold_them():
+    prior, z = persistent(20, 0.1), torch.zeros(10, 2, dtype=torch.float64)
+    before = {k: v.clone() for k, v in prior.state_dict().items()}
+    prior.eval().loss(z)
+    prior.sample(30)
+    assert all(torch.equal(v, before[k]) for k, v in prior.state_dict().items())
+    prior.train().loss(z)
+    assert (prior.buffer.states != before["buffer.states"]).any(1).sum() <= 10
+    assert (prior.buffer.ages == 1).sum() == 10
+
+
+def test_more_rows_than_persistent_chains_are_refused():
+    with pytest.raises(ValueError, match="10 chains are asked of a replay buffer with 5 states"):
+        persistent(5, 0.1).loss(torch.zeros(10, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"restart_probability is 1\.5; expected 0 to 1"):
+        persistent(5, 1.5)
