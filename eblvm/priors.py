@@ -159,7 +159,7 @@ class EnergyPrior(GaussianPrior):
         return self.tilt(z) + super().energy(z)
 
     def start(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Where chains begin, `(num, D)`: at persistent states drawn with repetition, or N(0, I)."""
+        """Starts `(num, D)`: persistent states, drawn with repetition, or N(0, I)."""
         if self.buffer is None:
             return self._noise(num, generator)
         states = self.buffer.states
