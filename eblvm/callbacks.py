@@ -113,9 +113,7 @@ class Interrupt(Callback):
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.asked = True
-        sys.stderr.write(
-            "\neblvm: stopping after this batch; Ctrl-C again stops at once.\n"
-        )
+        sys.stderr.write("\neblvm: stopping after this batch; Ctrl-C again stops at once.\n")
         signal.signal(signal.SIGINT, self._previous or signal.default_int_handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
