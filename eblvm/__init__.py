@@ -14,6 +14,8 @@ __all__ = [
     "posteriors",
     "likelihoods",
     "latent",
+    "negatives",
+    "conditions",
     "samplers",
     "objectives",
     "metrics",

@@ -11,7 +11,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Energy", "GaussianEnergy", "MixtureEnergy", "TiltedEnergy"]
+__all__ = [
+    "BoxReference",
+    "Energy",
+    "GaussianEnergy",
+    "GaussianReference",
+    "MixtureEnergy",
+    "TiltedEnergy",
+]
 
 
 class Energy(nn.Module, ABC):
@@ -94,6 +101,46 @@ class MixtureEnergy(Energy):
         squared = (x[:, None] - self.means).square().sum(-1)  # (B, K)
         log_norm = 0.5 * dim * math.log(2 * math.pi * self.scale**2)
         return log_norm - torch.logsumexp(self.log_weights - squared / (2 * self.scale**2), dim=1)
+
+
+class GaussianReference(Energy):
+    r"""The energy of N(0, σ² I) for events of any shape, :math:`E(x) = \|x\|^2 / 2\sigma^2`.
+
+    Arguments:
+        scale: σ, in units of x.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}; expected a positive number.")
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).square().sum(1) / (2 * self.scale**2)
+
+
+class BoxReference(Energy):
+    """The uniform density on a box: 0 within, infinite outside.
+
+    Chains that accept or reject stay inside by themselves. Langevin chains do not see a wall of no
+    width: give them the same `bounds`.
+
+    Arguments:
+        low: The least value of each entry.
+        high: The greatest.
+    """
+
+    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low is {low} and high {high}; expected low < high.")
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        outside = ((rows < self.low) | (rows > self.high)).any(1)
+        return (0 * rows).sum(1).masked_fill(outside, math.inf)
 
 
 class TiltedEnergy(Energy):
