@@ -9,10 +9,11 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eblvm import __version__
 
@@ -30,6 +31,7 @@ Train, compare and invent energy-based latent-variable models.
   eblvm fit --config image/lebm_digits           train one; any value can be overridden
   eblvm test --ckpt_path RUN/checkpoints/best.ckpt
   eblvm sample --ckpt RUN/checkpoints/best.ckpt --num 64 --out samples.png
+  eblvm reconstruct|interpolate|inpaint --ckpt RUN/checkpoints/best.ckpt --out picture.png
   eblvm diagnose --ckpt RUN/checkpoints/best.ckpt  have the chains of training converged?
 """
 
@@ -133,16 +135,63 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise", action="store_true", help="draw from p(x|z), not its mean")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
-    options = parser.parse_args(arguments)
-    if options.num < 1:
-        parser.error(f"--num is {options.num}; expected 1 or more")
-    folder = Path(options.out).resolve().parent
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to the folder {folder}; choose another --out.")
+    chain = parser.add_argument_group("energies of data", "starts that a chain refines")
+    chain.add_argument("--steps", type=int, help="steps of refinement (as in training); 0: none")
+    chain.add_argument("--label", type=int, help="the class, for models of classes (all in turn)")
+    chain.add_argument("--strip", action="store_true", help="a film strip: a chain in each row")
+    options = vars(parser.parse_args(arguments))
+    check_drawing(parser, options)
+    refined = {name: options.pop(name) for name in ("steps", "label", "strip")}
 
     from eblvm.training import draw
 
-    print(draw(**vars(options)))
+    if refined != {"steps": None, "label": None, "strip": False}:
+        from eblvm.using import refined_samples
+
+        options.pop("noise")
+        print(refined_samples(**options, **refined))
+    else:
+        print(draw(**options))
+
+
+def check_drawing(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
+    """Refuse numbers and files that cannot be, before anything heavy is imported."""
+    for name, least in (("num", 1), ("steps", 0), ("points", 2)):
+        value = options.get(name)
+        if value is not None and value < least:
+            parser.error(f"--{name} is {value}; expected {least} or more")
+    folder = Path(options["out"]).resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to the folder {folder}; choose another --out.")
+
+
+def use(command: str, arguments: Sequence[str]) -> None:
+    """`eblvm reconstruct|interpolate|inpaint --ckpt FILE --out picture.png`."""
+    about = {
+        "reconstruct": "Encode test data and decode them, with and without refinement.",
+        "interpolate": "Walk between latents, and refine what is between.",
+        "inpaint": "Fill in hidden parts of test images by chains.",
+    }
+    parser = argparse.ArgumentParser(f"eblvm {command}", description=about[command])
+    parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
+    parser.add_argument("--num", type=int, default=8, help="number of data, or of paths (8)")
+    parser.add_argument("--out", default=f"{command}.png", help=".png, or .pt for a tensor")
+    parser.add_argument("--steps", type=int, help="steps of refinement (as in training); 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    if command == "interpolate":
+        parser.add_argument("--points", type=int, default=9, help="points on each path (9)")
+        parser.add_argument("--data", action="store_true", help="between test data, not draws")
+        parser.add_argument("--linear", action="store_true", help="a straight line, not an arc")
+    if command == "inpaint":
+        choices = ("lower", "upper", "left", "right", "center")
+        parser.add_argument("--hide", choices=choices, default="lower", help="which part (lower)")
+    options = vars(parser.parse_args(arguments))
+    check_drawing(parser, options)
+
+    from eblvm import using
+
+    print(getattr(using, command)(**options))
 
 
 def diagnose(arguments: Sequence[str]) -> None:
@@ -167,7 +216,14 @@ def diagnose(arguments: Sequence[str]) -> None:
     run(**vars(options))
 
 
-COMMANDS = {"recipes": recipes, "sample": sample, "diagnose": diagnose}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "recipes": recipes,
+    "sample": sample,
+    "reconstruct": partial(use, "reconstruct"),
+    "interpolate": partial(use, "interpolate"),
+    "inpaint": partial(use, "inpaint"),
+    "diagnose": diagnose,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "Energy",
     "GaussianEnergy",
     "GaussianReference",
+    "MaskedEnergy",
     "MixtureEnergy",
     "TiltedEnergy",
 ]
@@ -158,3 +159,25 @@ class TiltedEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tilt(x) + self.base(x)
+
+
+class MaskedEnergy(Energy):
+    """The energy of what is hidden, given what is seen: E at x with the seen part put in its place.
+
+    A chain on it samples p(hidden | seen) of any kernel. The seen part of its state is without
+    meaning and is to be replaced in the end.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        seen: Values of the seen part, with shape `(B, *event)`.
+        visible: Where it is, boolean, broadcast to the same shape.
+    """
+
+    def __init__(self, energy: nn.Module, seen: Tensor, visible: Tensor) -> None:
+        super().__init__()
+        self.energy = energy
+        self.seen = seen
+        self.visible = visible
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(torch.where(self.visible, self.seen, x))

@@ -21,7 +21,30 @@ from .posteriors import Inference, Posterior
 from .priors import Prior
 from .samplers import noise_like
 
-__all__ = ["Given", "LatentVariableModel", "bound"]
+__all__ = ["Given", "LatentVariableModel", "bound", "interpolate"]
+
+
+def interpolate(z: Tensor, other: Tensor, num: int, spherical: bool = True) -> Tensor:
+    r"""Paths between latents, with shape `(B, num, D)`, both ends included.
+
+    The great circle, :math:`(\sin((1-t)\omega)\, z + \sin(t\omega)\, z') / \sin\omega`, keeps to
+    the norms that a Gaussian prior has; the straight line passes nearer to the origin.
+
+    Arguments:
+        z: Where paths begin, with shape `(B, D)`.
+        other: Where they end, with shape `(B, D)`.
+        num: Points on each path, 2 or more.
+        spherical: Great circle or straight line; latents that are nearly parallel get a line.
+    """
+    t = torch.linspace(0, 1, num, dtype=z.dtype, device=z.device)[:, None]  # (num, 1)
+    z, other = z[:, None], other[:, None]
+    line = (1 - t) * z + t * other
+    if not spherical:
+        return line
+    omega = torch.nn.functional.cosine_similarity(z, other, dim=-1).clamp(-1, 1).arccos()[..., None]
+    sine = omega.sin()
+    arc = (((1 - t) * omega).sin() * z + (t * omega).sin() * other) / sine.clamp_min(1e-6)
+    return torch.where(sine > 1e-3, arc, line)
 
 
 class Given(nn.Module):

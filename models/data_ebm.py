@@ -8,7 +8,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from eblvm.conditions import Condition
-from eblvm.energies import Energy, TiltedEnergy
+from eblvm.energies import Energy, MaskedEnergy, TiltedEnergy
 from eblvm.latent import Given
 from eblvm.metrics.grid import Bounds, grid_points, log_normalizer
 from eblvm.negatives import (
@@ -20,7 +20,7 @@ from eblvm.negatives import (
     with_steps,
 )
 from eblvm.objectives import contrastive_divergence
-from eblvm.samplers import ChainSetup, noise_like, score
+from eblvm.samplers import ChainSetup, Kernel, noise_like, score
 
 from .guard import DivergenceGuard
 from .learner import Learner, NonFiniteError
@@ -315,9 +315,65 @@ class DataEBM(Learner):
         condition: Tensor | None = None,
     ) -> Tensor:
         """Run the chain of training from given starts, `(B, *event)`."""
+        return self._kernel(num_steps)(self.potential(condition), x, generator)
+
+    def film(
+        self,
+        num: int,
+        frames: int = 8,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """States of `num` chains from start to end, with shape `(frames + 1, num, *event)`.
+
+        Arguments:
+            num: Chains.
+            frames: States after the start, evenly spaced; as many as there are steps, if fewer.
+            generator: Source of the noise.
+            num_steps: Steps; those of training if None.
+            condition: As in `draw`.
+        """
+        drawn = self.draw(num, generator, condition, num_steps=0)
+        kernel = self._kernel(num_steps)
+        every = max(1, kernel.num_steps // max(1, frames))
+        chain = kernel.run(self.potential(drawn.condition), drawn.start, generator, every)
+        return torch.cat([drawn.start[None], chain.trajectory])
+
+    def inpaint(
+        self,
+        x: Tensor,
+        visible: Tensor,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Fill in what is hidden by the chain of training on p(hidden | visible), like `x`.
+
+        Where there is an encoder the hidden part starts at what it makes of the visible one, put
+        through encoder and decoder ten times; otherwise where a new chain starts.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`; the hidden part is not looked at.
+            visible: Where data are seen, boolean, broadcast to the same shape.
+            generator: Source of the noise.
+            num_steps: Steps; those of training if None.
+            condition: With shape `(B, *c)`, where the model has one.
+        """
+        start = self.negatives.start(len(x), generator, condition).start
+        if isinstance(self.negatives, AmortizedNegatives):
+            start = torch.zeros_like(x)
+            for _ in range(10):
+                filled = torch.where(visible, x, start)
+                start = self.decode(self.encode(filled, generator, condition), condition)
+        seen = x + self.data_noise * noise_like(x, generator)  # as noisy as data were in training
+        kernel = self._kernel(num_steps)
+        ends = kernel(MaskedEnergy(self.potential(condition), seen, visible), start, generator)
+        return torch.where(visible, x, ends)
+
+    def _kernel(self, num_steps: int | None) -> Kernel:
         kernel = self.negatives.sampler
-        kernel = kernel if num_steps is None else with_steps(kernel, num_steps)
-        return kernel(self.potential(condition), x, generator)
+        return kernel if num_steps is None else with_steps(kernel, num_steps)
 
     def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
         """The chain of training; a conditional model's for its first example.
