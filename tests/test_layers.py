@@ -13,7 +13,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
-SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.using"}
+SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.using", "eblvm.refining"}
 
 BELOW = {
     "eblvm.objectives": set(),
