@@ -126,7 +126,7 @@ class ClassAccuracy(Evaluation):
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         model: Any = require(learner, Refining, "ClassAccuracy")
-        condition = getattr(model, "condition", None)
+        condition: Any = getattr(model, "condition", None)
         if getattr(condition, "num_classes", None) is None:
             raise TypeError(
                 "ClassAccuracy needs a model of classes, with `condition: LabelCondition`; drop "
@@ -176,9 +176,7 @@ class Translations(Evaluation):
         self._sum += torch.stack([error.sum(), error.new_tensor(error.numel())]).cpu()
         if index == 0 and c.dim() == 4:
             few = c[: self.num]
-            more = [
-                model.sample(len(few), model.generator(i, 10), condition=few) for i in range(2)
-            ]
+            more = [model.sample(len(few), model.generator(i, 10), condition=few) for i in range(2)]
             rows = [few, y[: self.num], *more, x[: self.num]]
             self._rows = [row.expand(-1, x.shape[1], -1, -1).cpu() for row in rows]
 

@@ -181,7 +181,8 @@ def interpolate(
             z = prior.sample(2 * num, generator)
         if condition is None and getattr(model, "condition", None) is not None:
             condition = model.condition.examples(num)
-        path = paths(*z.detach().split(num), points, not linear).flatten(0, 1)
+        first, last = z.detach().split(num)
+        path = paths(first, last, points, not linear).flatten(0, 1)
         if latent is not None:
             with torch.no_grad():
                 images = latent.likelihood.mean(path)
@@ -220,7 +221,10 @@ def hidden(part: str, height: int, width: int) -> Tensor:
     mask = torch.zeros(height, width, dtype=torch.bool)
     rows, columns = slice(None), slice(None)
     if part == "center":
-        rows, columns = slice(height // 4, -(-3 * height // 4)), slice(width // 4, -(-3 * width // 4))
+        rows, columns = (
+            slice(height // 4, -(-3 * height // 4)),
+            slice(width // 4, -(-3 * width // 4)),
+        )
     elif part in ("lower", "upper"):
         rows = slice(height // 2, None) if part == "lower" else slice(0, height // 2)
     else:

@@ -138,8 +138,8 @@ class DivergenceGuard(Callback):
         Arguments:
             signs: The learner's vital signs.
         """
-        norms = {name: history[-1] for name, history in self._norms.items() if history}
-        for name, value in (signs | {f"gradient of {n}": v for n, v in norms.items()}).items():
+        norms = {f"gradient of {n}": history[-1] for n, history in self._norms.items() if history}
+        for name, value in {**signs, **norms}.items():
             if value != value or value in (float("inf"), float("-inf")):
                 return (
                     f"{name} is {value}. Lower the learning rates or the sampler's step_size, or "

@@ -121,7 +121,9 @@ def test_one_step_is_the_one_computed_by_hand(num_steps, kl_weight):
 def test_long_descent_ends_at_the_mode_and_noise_has_the_closed_form_variance():
     s, ref, theta = 0.3, 0.8, 1.3
     model = learner(
-        Linear(theta), amortized(Langevin(400, s, noise_scale=0.0)), reference=GaussianReference(ref)
+        Linear(theta),
+        amortized(Langevin(400, s, noise_scale=0.0)),
+        reference=GaussianReference(ref),
     )
     mode = torch.full((9, 1), ref**2 * theta, dtype=F64)
     torch.testing.assert_close(model.sample(9, seeded(0)), mode)

@@ -64,7 +64,13 @@ def test_published_networks_have_the_stated_shapes(networks):
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "size", "pads"),
-    [(3, 2, 32, (0, 1)), (4, 2, 32, (1, 1)), (5, 2, 28, (1, 2)), (4, 1, 7, (1, 2)), (3, 2, 7, (1, 1))],
+    [
+        (3, 2, 32, (0, 1)),
+        (4, 2, 32, (1, 1)),
+        (5, 2, 28, (1, 2)),
+        (4, 1, 7, (1, 2)),
+        (3, 2, 7, (1, 1)),
+    ],
 )
 def test_padding_and_its_adjoint(kernel, stride, size, pads):
     down = SameConv2d(2, 3, kernel, stride, size).to(F64)

@@ -48,7 +48,9 @@ def test_chains_on_what_is_hidden_draw_from_the_exact_conditional():
     # x ~ N(0, Σ): given x₁ the rest is Gaussian with mean Σ₂₁ Σ₁₁⁻¹ x₁ and the Schur complement
     covariance = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.5, 0.2], [0.3, 0.2, 0.7]], dtype=F64)
     energy = GaussianEnergy(torch.zeros(3, dtype=F64), covariance)
-    model = DataEBM(Shifted(energy), NoiseNegatives([3], Langevin(300, 0.15)).to(F64), {"energy": 1})
+    model = DataEBM(
+        Shifted(energy), NoiseNegatives([3], Langevin(300, 0.15)).to(F64), {"energy": 1}
+    )
     visible = torch.tensor([True, False, False])
     x = torch.tensor([1.3, 9.0, 9.0], dtype=F64).expand(20_000, 3)
     filled = model.inpaint(x, visible, seeded(0))
@@ -264,4 +266,3 @@ def test_verbs_say_what_a_model_cannot_do(eblvm, tiny, tmp_path):
     wrong = eblvm("interpolate", "--ckpt", ckpt)
     assert wrong.status == 2 and "nothing to walk between" in wrong.err
     assert eblvm("inpaint", "--ckpt", ckpt, "--out", "p.png").status == 0
-

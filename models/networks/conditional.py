@@ -60,7 +60,9 @@ class LabelMap(nn.Module):
         initialize(self, init_scale)
 
     def forward(self, label: Tensor) -> Tensor:
-        every = torch.eye(self.num_classes, device=label.device, dtype=next(self.parameters()).dtype)
+        every = torch.eye(
+            self.num_classes, device=label.device, dtype=next(self.parameters()).dtype
+        )
         return self.net(every[:, :, None, None])[label]  # K maps, however many rows
 
 

@@ -45,9 +45,7 @@ class ConvEnergy(Energy):
         init_scale: float | None = None,
     ) -> None:
         super().__init__()
-        layers, side = downward(
-            channels, image_size, widths, kernels, strides, activation or LEAKY
-        )
+        layers, side = downward(channels, image_size, widths, kernels, strides, activation or LEAKY)
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], units, side))
         initialize(self, init_scale)
 
