@@ -121,7 +121,7 @@ class GrayCondition(ImageCondition):
 
 
 class LowResolutionCondition(ImageCondition):
-    """The mean of each `factor` × `factor` block, for super-resolution; at full size, `(B, C, H, W)`.
+    """Means of `factor` × `factor` blocks, at full size, for super-resolution; `(B, C, H, W)`.
 
     Arguments:
         image_size: H and W.

@@ -90,7 +90,7 @@ class DataEBM(Learner):
         self.signs: dict[str, Tensor] = {}
         """The latest figures of `vital_signs`."""
         self.goes_back = False
-        """Set by a guard that goes back to a good state: a step that is not finite is its affair."""
+        """Set by a guard that goes back to a good state: what is not finite is its affair."""
         self.trouble: str | None = None
         """What was not finite in the last step, for that guard."""
         self._step: tuple[Tensor, Draw, Tensor, Tensor] | None = None

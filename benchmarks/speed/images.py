@@ -17,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,22 @@ def textbook_chain(
         noise = noise_like(x, generator)
         x = x - 0.5 * step_size**2 * x.grad + noise_scale * step_size * noise
     return x.detach()
+
+
+class Textbook:
+    """The textbook chain with the settings of a kernel.
+
+    Arguments:
+        kernel: A Langevin kernel without schedules.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.settings = kernel.num_steps, kernel.step_size, kernel.noise_scale
+
+    def __call__(
+        self, energy: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        return textbook_chain(energy, x, *self.settings, generator)
 
 
 class Stopwatch:
@@ -82,17 +99,8 @@ def training_steps(
         generator = torch.Generator().manual_seed(i)
         drawn = watch.time("start", lambda g=generator: negatives.start(num, g))
         potential = model.potential()
-        if textbook:
-
-            def run(start: Tensor = drawn.start, g: torch.Generator = generator) -> Tensor:
-                n, s, nu = kernel.num_steps, kernel.step_size, kernel.noise_scale
-                return textbook_chain(potential, start, n, s, nu, g)
-        else:
-
-            def run(start: Tensor = drawn.start, g: torch.Generator = generator) -> Tensor:
-                return kernel(potential, start, g)
-
-        ends = watch.time("chain", run)
+        run = Textbook(kernel) if textbook else kernel
+        ends = watch.time("chain", partial(run, potential, drawn.start, generator))
         optimizer.zero_grad()
 
         def contrast(ends: Tensor = ends) -> None:
@@ -117,9 +125,7 @@ def check(model: Any, x: Tensor) -> float:
     kernel: Any = with_steps(model.negatives.sampler, 3)
     start = model.negatives.start(len(x), torch.Generator().manual_seed(0)).start
     ours = kernel(model.potential(), start, torch.Generator().manual_seed(1))
-    s, nu = kernel.step_size, kernel.noise_scale
-    generator = torch.Generator().manual_seed(1)
-    theirs = textbook_chain(model.potential(), start, 3, s, nu, generator)
+    theirs = Textbook(kernel)(model.potential(), start, torch.Generator().manual_seed(1))
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 

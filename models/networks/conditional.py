@@ -1,6 +1,7 @@
 """Networks that are told a condition c, their last argument: a class, or an image."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ class TranslationDecoder(nn.Module):
             nn.InstanceNorm2d(widths[0]),
             nn.ReLU(),
         ]
-        for wide, wider in zip(widths, widths[1:], strict=False):
+        for wide, wider in pairwise(widths):
             down += [nn.Conv2d(wide, wider, 3, 2, 1), nn.InstanceNorm2d(wider), nn.ReLU()]
         self.down = nn.Sequential(*down)
         same = latent_dim == widths[-1]

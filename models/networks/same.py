@@ -1,7 +1,7 @@
 """Convolutions with the padding of TensorFlow, on which published networks of pixels are built.
 
-A convolution with stride s has ⌈n/s⌉ outputs for n inputs; what padding that takes is shared between
-the two sides, the odd pixel at the end. Transposed convolutions are their exact adjoints.
+A convolution with stride s has ⌈n/s⌉ outputs for n inputs; what padding that takes is shared
+between the two sides, the odd pixel at the end. Transposed convolutions are their exact adjoints.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def initialize(net: nn.Module, scale: float | None) -> None:
-    """Convolutions N(0, scale²), dense layers Glorot-uniform, biases 0; as PyTorch has it if None."""
+    """Convolutions N(0, scale²), dense layers Glorot-uniform, biases 0; None leaves PyTorch's."""
     if scale is None:
         return
     for module in net.modules():
