@@ -140,7 +140,9 @@ class DataEBM(Learner):
         if condition is None and self.condition is not None:
             condition = self.condition.examples(num)
         condition = repeat_rows(condition, num)
-        return self.negatives(self.potential(condition), num, generator, condition, num_steps)
+        # Under mixed precision chains stay in float32: gradients of 10⁴ meet factors of 10⁻⁶.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.negatives(self.potential(condition), num, generator, condition, num_steps)
 
     def terms(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         x, label = batch

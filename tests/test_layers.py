@@ -26,6 +26,11 @@ BELOW = {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods"),
         *("eblvm.samplers", "eblvm.objectives"),
     },
+    "eblvm.negatives": {
+        *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"),
+        "eblvm.samplers",
+    },
+    "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),
 }

@@ -342,6 +342,17 @@ def test_data_noise_is_added_to_the_data_only():
     assert drawn.x.abs().max() <= 1
 
 
+def test_chains_stay_in_single_precision_under_mixed_precision():
+    negatives = NoiseNegatives([2], Langevin(3, 1e-3))
+    model = learner(MLPEnergy(2, [8]), negatives)
+    plain = model.draw(8, seeded(0)).x
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.draw(8, seeded(0)).x
+        terms = model.terms((torch.zeros(8, 2), torch.zeros(8)), seeded(0))
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, plain)
+    assert terms["contrast"].dtype == torch.bfloat16  # the update is mixed as asked
+
+
 def test_another_number_of_steps_keeps_the_last_of_a_schedule():
     annealed = Langevin(3, [0.3, 0.2, 0.1], noise_scale=[1.0, 0.5, 0.0])
     longer = with_steps(annealed, 9)
