@@ -1,6 +1,8 @@
 """What learns: network architectures and the Lightning modules that train them."""
 
 from .classifier import ImageClassifier
+from .data_ebm import DataEBM
+from .guard import DivergenceGuard
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM", "ImageClassifier"]
+__all__ = ["LatentEBM", "DataEBM", "DivergenceGuard", "ImageClassifier"]

@@ -1,10 +1,19 @@
 """Network architectures: what stands inside a posterior, a likelihood or an energy."""
 
 from .bag import BagOfWordsDecoder, BagOfWordsEncoder
+from .conditional import (
+    ConditionalDecoder,
+    ConditionalEncoder,
+    ConditionalEnergy,
+    LabelMap,
+    TranslationDecoder,
+)
 from .conv import ConvDecoder, ConvEncoder
 from .dialogue import DialogueDecoder, DialogueEncoder
+from .energy import ConvEnergy, ResidualEnergy
 from .mlp import MLP, MLPEnergy
 from .residual import ResidualTimeNet
+from .same import SameDecoder, SameEncoder
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
 
@@ -12,13 +21,22 @@ __all__ = [
     "MLP",
     "BagOfWordsDecoder",
     "BagOfWordsEncoder",
+    "ConditionalDecoder",
+    "ConditionalEncoder",
+    "ConditionalEnergy",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvEnergy",
     "DialogueDecoder",
     "DialogueEncoder",
+    "LabelMap",
     "MLPEnergy",
+    "ResidualEnergy",
     "ResidualTimeNet",
+    "SameDecoder",
+    "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
+    "TranslationDecoder",
     "settle_spectral_norms",
 ]
