@@ -99,6 +99,12 @@ def publish_text(trainer: Trainer, name: str, lines: Sequence[str]) -> Path | No
     return path
 
 
+def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
+    """What the prior of data is conditioned on, as a keyword; nothing for most models."""
+    context = model.latent.posterior.condition(x)
+    return {} if context is None else {"context": context}
+
+
 def posterior_means(model: Any, x: Tensor, index: int) -> Tensor:
     """Latents of data, `(B, D)`: the mean of an encoder's Gaussian, or the end of a chain."""
     inference = model.latent.infer(x, model.generator(index, 8))
@@ -294,7 +300,7 @@ class Symbols(Evaluation):
         data, vocabulary = text_of(trainer, "Symbols")
         prior: Any = model.latent.prior
         x, label = batch
-        logits = prior.symbol_logits(posterior_means(model, x, index))
+        logits = prior.symbol_logits(posterior_means(model, x, index), **condition(model, x))
         if not self._metrics:
             self._begin(data.label_values, logits.shape[1])
         symbol = logits.argmax(1)
@@ -541,25 +547,28 @@ class LatentPicture(Evaluation):
         self.label = label
         self._z: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._prior: list[Tensor] = []
 
     def due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs > 0 and super().due(trainer)
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         if sum(map(len, self._z)) < self.num:
-            model = require(learner, Latent, "LatentPicture")
+            model: Any = require(learner, Latent, "LatentPicture")
             self._z.append(posterior_means(model, batch[0], index))
             self._labels.append(batch[1].view(len(batch[0]), -1).cpu())
+            noise = model.generator(index, 10)
+            given = condition(model, batch[0])
+            self._prior.append(model.latent.prior.sample(len(batch[0]), noise, **given))
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
-        model: Any = learner
         data, _ = text_of(trainer, "LatentPicture")
         z, labels = torch.cat(self._z)[: self.num], torch.cat(self._labels)[: self.num]
-        self._z, self._labels = [], []
+        prior = torch.cat(self._prior)[: self.num]
+        self._z, self._labels, self._prior = [], [], []
         names = list(data.label_values)
         column = names.index(self.label) if self.label in names else 0
         values = data.label_values[names[column]] if names else ()
-        prior = model.latent.prior.sample(len(z), model.generator(0, 10))
         publish(trainer, "latents", latent_figure(z, prior, labels[:, column], values))
 
 
@@ -590,7 +599,7 @@ class Responses(Evaluation):
         if self.vectors_file is not None and self.similarity is None:
             self.similarity = EmbeddingSimilarity(read_vectors(self.vectors_file, vocabulary.words))
         x = batch[0]
-        z = model.latent.prior.sample(len(x), model.generator(index, 11))
+        z = model.latent.prior.sample(len(x), model.generator(index, 11), **condition(model, x))
         said = vocabulary.sentences(model.latent.likelihood.reconstruction(x, z))
         meant = vocabulary.sentences(x[:, 0])
         self.bleu.to(learner.device).update(said, meant)
