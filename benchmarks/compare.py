@@ -2,9 +2,10 @@
 
     python -m eblvm.benchmarks.compare image/vae_digits image/lebm_digits --metrics frechet coverage
 
-A recipe that has no such metric gets a dash. Each run is a process of its own. The seed determines initialization, noise, the order of the data
-and, where they are drawn, the training data. The table is Markdown: mean ± standard deviation over
-seeds, and beneath it what made it. Every run adds a line to `compare.jsonl` in the runs folder.
+A recipe without a metric gets a dash. Each run is a process of its own. The seed determines
+initialization, noise, the order of the data and, where they are drawn, the training data. The table
+is Markdown: mean ± standard deviation over seeds, and beneath it what made it. Every run adds a
+line to `compare.jsonl` in the runs folder.
 
 To choose settings, compare on the validation split, which leaves the test split unseen:
 

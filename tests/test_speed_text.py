@@ -37,7 +37,8 @@ def test_losses_and_gradients_are_those_of_the_transcription(method):
     (one, ours), (two, theirs) = found
     assert one == pytest.approx(float(two), rel=1e-9)
     for (name, parameter), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
-        assert torch.allclose(a, b, rtol=1e-7, atol=1e-9 * float(parameter.detach().abs().max())), name
+        size = float(parameter.detach().abs().max())
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-9 * size), name
     assert sum(float(g.abs().sum() > 0) for g in ours) >= len(ours) - 1
     other = loss_of(model, batch, 4)
     assert abs(float(other.detach()) - float(one)) > 1e-3  # another noise, another loss
