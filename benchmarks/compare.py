@@ -2,9 +2,10 @@
 
     python -m eblvm.benchmarks.compare image/vae_digits image/lebm_digits --metrics frechet coverage
 
-Each run is a process of its own. The seed determines initialization, noise, the order of the data
-and, where they are drawn, the training data. The table is Markdown: mean ± standard deviation over
-seeds, and beneath it what made it. Every run adds a line to `compare.jsonl` in the runs folder.
+A recipe without a metric gets a dash. Each run is a process of its own. The seed determines
+initialization, noise, the order of the data and, where they are drawn, the training data. The table
+is Markdown: mean ± standard deviation over seeds, and beneath it what made it. Every run adds a
+line to `compare.jsonl` in the runs folder.
 
 To choose settings, compare on the validation split, which leaves the test split unseen:
 
@@ -93,10 +94,16 @@ def table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
     lines.append("|---" * (len(metrics) + 2) + "|")
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         chosen = [row for row in rows if row["recipe"] == recipe]
-        cells = [_spread([figure(row, m) for row in chosen]) for m in metrics]
+        has = known(chosen[0], metrics)
+        cells = [_spread([figure(row, m) for row in chosen]) if m in has else "–" for m in metrics]
         cpu = statistics.mean(row["fit_cpu_s"] for row in chosen)
         lines.append(f"| `{recipe}` | " + " | ".join(cells) + f" | {cpu:.0f} |")
     return "\n".join(lines)
+
+
+def known(row: dict[str, Any], metrics: Sequence[str]) -> list[str]:
+    """Those of the metrics that a run reports."""
+    return [m for m in metrics if f"{PREFIXES[row['stage']]}/{m}" in row["metrics"]]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -130,7 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for recipe in options.recipes:
             row = train_and_evaluate(recipe, seed, options.runs, overrides, options.stage)
             rows.append(row)
-            figures = {m: round(figure(row, m), 4) for m in options.metrics}
+            has = known(row, options.metrics)
+            if not has:
+                figure(row, options.metrics[0])  # says what there is
+            figures = {m: round(figure(row, m), 4) for m in has}
             print(f"{recipe} seed {seed}: {figures}, {row['fit_cpu_s']:.0f} CPU s", flush=True)
             with open(options.runs / "compare.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

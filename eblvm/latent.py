@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoding import Decoding
-from .likelihoods import CategoricalLikelihood, Likelihood
+from .likelihoods import CategoricalLikelihood, DialogueLikelihood, Likelihood
 from .objectives.variational import importance_bound
 from .posteriors import Inference, Posterior
 from .priors import Prior
@@ -165,7 +165,10 @@ class LatentVariableModel(nn.Module):
 
         Raises:
             TypeError: If the prior has no symbols, or the data are no sequences.
+            ValueError: If the data are responses, which need the turns before.
         """
+        if isinstance(self.likelihood, DialogueLikelihood):
+            raise self.likelihood.unheard()
         z = self.prior.sample(num, generator, label)
         if how is not None:
             if not isinstance(self.likelihood, CategoricalLikelihood):

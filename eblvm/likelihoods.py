@@ -205,7 +205,12 @@ class DialogueLikelihood(CategoricalLikelihood):
         Raises:
             ValueError: Always.
         """
-        raise ValueError(
+        raise self.unheard()
+
+    @staticmethod
+    def unheard() -> ValueError:
+        """The error of asking for a response without the turns before."""
+        return ValueError(
             "a response needs the turns before it: `likelihood.decode(z, context=x[:, 1:])`. "
             "`eblvm test` with eblvm.text_evaluation.Responses answers the test dialogues."
         )

@@ -10,7 +10,13 @@ from .likelihoods import Likelihood
 from .priors import Prior
 from .samplers import ChainSetup, Kernel, noise_like
 
-__all__ = ["AmortizedPosterior", "Inference", "LangevinPosterior", "Posterior"]
+__all__ = [
+    "AmortizedPosterior",
+    "DialoguePosterior",
+    "Inference",
+    "LangevinPosterior",
+    "Posterior",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ class Posterior(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each `(B, D)`, of a Gaussian to draw importance samples from."""
 
+    def condition(self, x: Tensor) -> Tensor | None:
+        """What the prior of data `(B, *event)` is conditioned on, `(B, C)`; None if on nothing."""
+        return None
+
     def chain(self, x: Tensor, prior: Prior, likelihood: Likelihood) -> ChainSetup | None:
         """The chain behind `forward` for data `(B, *event)`; None if there is none."""
         return None
@@ -98,15 +108,51 @@ class AmortizedPosterior(Posterior):
         likelihood: Likelihood,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        heads = self.encoder(x)
-        if heads.shape != (len(x), 2 * prior.latent_dim):
+        return self.gaussian(self.encoder(x), len(x), prior)
+
+    @staticmethod
+    def gaussian(heads: Tensor, num: int, prior: Prior) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each `(B, D)`, from what the encoder says of B rows."""
+        if heads.shape != (num, 2 * prior.latent_dim):
             raise ValueError(
-                f"the encoder returned shape {tuple(heads.shape)}; expected ({len(x)}, "
+                f"the encoder returned shape {tuple(heads.shape)}; expected ({num}, "
                 f"{2 * prior.latent_dim}): a mean and a log-variance for each of the prior's "
                 f"latent_dim={prior.latent_dim} coordinates."
             )
         mean, log_variance = heads.chunk(2, dim=-1)
         return mean, log_variance
+
+
+class DialoguePosterior(AmortizedPosterior):
+    r"""q(z | response, turns before), of a model whose prior is p(z | turns before).
+
+    The prior is conditioned on what the encoder read of the turns before, without a gradient.
+
+    References:
+        Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022), its
+        code for responses.
+
+    Arguments:
+        encoder: As for `AmortizedPosterior`, with parts `context(turns)`, `(B, T, L) -> (B, C)`,
+            and `heads_of(response, context)`, such as `eblvm.models.networks.DialogueEncoder`.
+    """
+
+    def condition(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.encoder.context(x[:, 1:])  # type: ignore[operator]
+
+    def forward(
+        self,
+        x: Tensor,
+        prior: Prior,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+    ) -> Inference:
+        context = self.encoder.context(x[:, 1:])  # type: ignore[operator]
+        heads = self.encoder.heads_of(x[:, 0], context)  # type: ignore[operator]
+        mean, log_variance = self.gaussian(heads, len(x), prior)
+        z = Inference(mean, mean, log_variance).draw(generator)
+        return Inference(z, mean, log_variance, context.detach())
 
 
 class LangevinPosterior(Posterior):

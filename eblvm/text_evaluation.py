@@ -12,6 +12,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from eblvm.clustering import kmeans
+from eblvm.data.loader import seeded_generator
 from eblvm.data.text import TextDataModule
 from eblvm.data.vocabulary import Vocabulary
 from eblvm.evaluation import (
@@ -41,6 +43,7 @@ from eblvm.metrics import (
 from eblvm.pictures import latent_figure
 
 __all__ = [
+    "Clusters",
     "Control",
     "Interpolations",
     "LatentPicture",
@@ -94,6 +97,12 @@ def publish_text(trainer: Trainer, name: str, lines: Sequence[str]) -> Path | No
         if hasattr(experiment, "add_text"):
             experiment.add_text(name, "  \n".join(lines[:50]), trainer.global_step)
     return path
+
+
+def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
+    """What the prior of data is conditioned on, as a keyword; nothing for most models."""
+    context = model.latent.posterior.condition(x)
+    return {} if context is None else {"context": context}
 
 
 def posterior_means(model: Any, x: Tensor, index: int) -> Tensor:
@@ -291,7 +300,7 @@ class Symbols(Evaluation):
         data, vocabulary = text_of(trainer, "Symbols")
         prior: Any = model.latent.prior
         x, label = batch
-        logits = prior.symbol_logits(posterior_means(model, x, index))
+        logits = prior.symbol_logits(posterior_means(model, x, index), **condition(model, x))
         if not self._metrics:
             self._begin(data.label_values, logits.shape[1])
         symbol = logits.argmax(1)
@@ -327,6 +336,92 @@ class Symbols(Evaluation):
             lines += [f"symbol {k}", *(f"    {line}" for line in self._examples[k]), ""]
         publish_text(trainer, "symbols", lines)
         self._metrics, self._examples = {}, {}
+
+
+class Clusters(Evaluation):
+    """How much of the data's labels the nearest cluster of latents tells, for any prior.
+
+    What :class:`Symbols` asks of symbols, asked of k-means: the posterior means of the training
+    data are clustered, and data of the evaluated split belong to the nearest center. Logs
+    `cluster_homogeneity_<label>` and its chance level. Of several starts, the one with the smallest
+    sum of squares counts. Sentences of each cluster go into a file.
+
+    Arguments:
+        num_clusters: As many as the symbols that the figures are to stand beside.
+        num_starts: Starts of k-means.
+        num_iterations: Rounds of each.
+        num_examples: Sentences in the file for each cluster.
+        seed: Of the first centers.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(
+        self,
+        num_clusters: int,
+        num_starts: int = 10,
+        num_iterations: int = 50,
+        num_examples: int = 10,
+        seed: int = 0,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.num_clusters = num_clusters
+        self.num_starts = num_starts
+        self.num_iterations = num_iterations
+        self.num_examples = num_examples
+        self.seed = seed
+        self.protocol: dict[str, Any] = {}
+        self._seen: list[tuple[Tensor, Tensor, list[list[str]]]] = []
+
+    def centers(self, points: Tensor) -> Tensor:
+        """The best of several runs of k-means on points `(N, D)`, `(K, D)`."""
+        found = []
+        for start in range(self.num_starts):
+            generator = seeded_generator(self.seed, start)
+            centers, label = kmeans(points, self.num_clusters, self.num_iterations, generator)
+            found.append((float((points - centers[label]).square().sum()), start, centers))
+        return min(found)[2]
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        model = require(learner, Latent, "Clusters")
+        _, vocabulary = text_of(trainer, "Clusters")
+        x, label = batch
+        words = vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
+        self._seen.append((posterior_means(model, x, index), label.view(len(x), -1), words))
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        data, _ = text_of(trainer, "Clusters")
+        train = [
+            posterior_means(learner, x.to(learner.device), index)
+            for index, (x, _) in enumerate(data.batches("train", in_order=True))
+        ]
+        centers = self.centers(gather(learner, torch.cat(train)).double().cpu())
+        metrics = {
+            name: Homogeneity(self.num_clusters, len(values)).to(learner.device)
+            for name, values in data.label_values.items()
+        }
+        examples: dict[int, list[str]] = {}
+        for z, label, sentences in self._seen:
+            nearest = torch.cdist(z.double().cpu(), centers).argmin(1)
+            for metric, column in zip(metrics.values(), label.T, strict=True):
+                metric.update(nearest.to(column.device), column)
+            for k, words in zip(nearest.tolist(), sentences, strict=True):
+                examples.setdefault(k, []).append(" ".join(words))
+        self._seen = []
+        figures = {}
+        for name, metric in metrics.items():
+            figure = metric.compute()
+            figures[f"cluster_homogeneity_{name}"] = figure["homogeneity"]
+            figures[f"cluster_homogeneity_{name}_chance"] = figure["chance"]
+            self.protocol[name] = metric.protocol | {
+                "symbols": f"{self.num_clusters} clusters of posterior means, by k-means"
+            }
+        log(learner, stage, figures)
+        lines = []
+        for k in sorted(examples):
+            kept = examples[k][: self.num_examples]
+            lines += [f"cluster {k}", *(f"    {line}" for line in kept), ""]
+        publish_text(trainer, "clusters", lines)
 
 
 class Control(Evaluation):
@@ -452,25 +547,28 @@ class LatentPicture(Evaluation):
         self.label = label
         self._z: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._prior: list[Tensor] = []
 
     def due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs > 0 and super().due(trainer)
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         if sum(map(len, self._z)) < self.num:
-            model = require(learner, Latent, "LatentPicture")
+            model: Any = require(learner, Latent, "LatentPicture")
             self._z.append(posterior_means(model, batch[0], index))
             self._labels.append(batch[1].view(len(batch[0]), -1).cpu())
+            noise = model.generator(index, 10)
+            given = condition(model, batch[0])
+            self._prior.append(model.latent.prior.sample(len(batch[0]), noise, **given))
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
-        model: Any = learner
         data, _ = text_of(trainer, "LatentPicture")
         z, labels = torch.cat(self._z)[: self.num], torch.cat(self._labels)[: self.num]
-        self._z, self._labels = [], []
+        prior = torch.cat(self._prior)[: self.num]
+        self._z, self._labels, self._prior = [], [], []
         names = list(data.label_values)
         column = names.index(self.label) if self.label in names else 0
         values = data.label_values[names[column]] if names else ()
-        prior = model.latent.prior.sample(len(z), model.generator(0, 10))
         publish(trainer, "latents", latent_figure(z, prior, labels[:, column], values))
 
 
@@ -501,7 +599,7 @@ class Responses(Evaluation):
         if self.vectors_file is not None and self.similarity is None:
             self.similarity = EmbeddingSimilarity(read_vectors(self.vectors_file, vocabulary.words))
         x = batch[0]
-        z = model.latent.prior.sample(len(x), model.generator(index, 11))
+        z = model.latent.prior.sample(len(x), model.generator(index, 11), **condition(model, x))
         said = vocabulary.sentences(model.latent.likelihood.reconstruction(x, z))
         meant = vocabulary.sentences(x[:, 0])
         self.bleu.to(learner.device).update(said, meant)

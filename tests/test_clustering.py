@@ -196,7 +196,8 @@ def test_what_does_not_go_with_it_is_explained():
         trainer.fit(Other(), points())
     trainer = Trainer(**settings, callbacks=[GeometricClustering(8, 2)])
     with pytest.raises(TypeError, match=r"takes a eblvm\.data\.DataModule"):
-        trainer.fit(ldebm(), torch.utils.data.DataLoader([(torch.zeros(2), 0)] * 4))
+        loader = torch.utils.data.DataLoader([(torch.zeros(2), 0)] * 4)
+        trainer.fit(ldebm(), loader, loader)
 
 
 def test_first_labels_of_each_class_are_learned_from():

@@ -178,7 +178,7 @@ def test_coco(tmp_path):
 def test_sentences_of_the_grammar_are_what_their_labels_say():
     corpus = GrammarCorpus(600, 100, 100)
     for example in corpus.read("train", Path()):
-        assert corpus.parse(example.words) == example.labels
+        assert corpus.parse(example.words) == example.labels[:2]
     assert corpus.parse("the soup was very".split()) is None
     assert corpus.parse("the chef cooked the match in the kitchen .".split()) is None
     assert corpus.parse("what an awful soup we saw in the kitchen !".split()) == (0, 0)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from eblvm.decoding import Decoding, decode
+from eblvm.energies import SymbolVectorTimeEnergy
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import CategoricalLikelihood, DialogueLikelihood, MultinomialLikelihood
 from eblvm.models.networks import (
@@ -15,12 +16,14 @@ from eblvm.models.networks import (
     BagOfWordsEncoder,
     DialogueDecoder,
     DialogueEncoder,
+    ResidualTimeNet,
     SentenceDecoder,
     SentenceEncoder,
 )
 from eblvm.objectives import linear_cross_entropy
-from eblvm.posteriors import AmortizedPosterior
-from eblvm.priors import GaussianPrior
+from eblvm.posteriors import AmortizedPosterior, DialoguePosterior
+from eblvm.priors import DiffusionEnergyPrior, GaussianPrior
+from eblvm.schedules import RecoverySchedule
 
 PAD, UNK, BOS, EOS = range(4)
 
@@ -378,3 +381,25 @@ def test_the_background_of_a_bag_is_added_to_its_logits():
     assert "background" in decoder.state_dict()
     with pytest.raises(ValueError, match=r"log_frequency has shape \(4,\); expected \(5,\)"):
         decoder.set_background(background[:4])
+
+
+def test_the_prior_of_a_response_sees_the_turns_before_without_a_gradient():
+    encoder = DialogueEncoder(30, 6, 8, 8, 4)
+    net = ResidualTimeNet(3, 5, num_timesteps=3, width=8, num_blocks=1, context_dim=8)
+    schedule = RecoverySchedule(num_timesteps=3)
+    prior = DiffusionEnergyPrior(3, SymbolVectorTimeEnergy(net), schedule, num_steps=2)
+    likelihood = DialogueLikelihood(DialogueDecoder(30, 3, 8, 8, 4, dropout=0.0), 12)
+    latent = LatentVariableModel(prior, DialoguePosterior(encoder), likelihood)
+    x = torch.randint(4, 30, (6, 3, 7))
+    inference = latent.infer(x)
+    plain = AmortizedPosterior(encoder)(x, prior, likelihood)
+    assert torch.equal(inference.mean, plain.mean) and plain.context is None
+    assert torch.equal(inference.context, latent.posterior.condition(x))
+    assert not inference.context.requires_grad
+    (latent.loss(x, inference=inference)["prior"].sum() - inference.z.sum()).backward()
+    assert net.context[0].parametrizations.weight.original.grad.abs().max() > 0
+    other = latent.infer(torch.cat([x[:, :1], x[:, 1:].flip(0)], 1))
+    logits = [prior.symbol_logits(inference.z, context=i.context) for i in (inference, other)]
+    assert not torch.allclose(*logits)
+    with pytest.raises(ValueError, match="a response needs the turns before it"):
+        latent.sample(2)

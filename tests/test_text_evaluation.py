@@ -23,6 +23,7 @@ from eblvm.models.networks import (
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
 from eblvm.text_evaluation import (
+    Clusters,
     Control,
     LatentPicture,
     Responses,
@@ -195,6 +196,38 @@ def oracle(data, wrong=0):
     likelihood = CategoricalLikelihood(Oracle(said), 16)
     latent = LatentVariableModel(Topics(topics), AmortizedPosterior(Place(tokens)), likelihood)
     return LatentEBM(latent, {"posterior": 1e-3})
+
+
+class TopicOf(nn.Module):
+    """Encodes a sentence of the grammar as ten times the number of its topic."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        sentences = self.data.vocabulary.sentences(x)
+        topics = [self.data.corpus.parse(words)[0] for words in sentences]
+        mean = 10 * torch.tensor(topics, dtype=torch.float)[:, None]
+        return torch.cat([mean, torch.full_like(mean, -20)], 1) + 0 * self.unused
+
+
+def test_clusters_of_latents_that_are_topics(tmp_path):
+    data = grammar()
+    model = oracle(data)
+    model.latent.posterior = AmortizedPosterior(TopicOf(data))
+    run = trainer(tmp_path, Clusters(20, num_examples=2))
+    run.test(model, data, verbose=False)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert figures["test/cluster_homogeneity_topic"] == pytest.approx(1)
+    assert figures["test/cluster_homogeneity_topic_chance"] < 0.8
+    assert figures["test/cluster_homogeneity_sentiment"] < 0.8
+    blocks = (tmp_path / "texts" / "clusters_test.txt").read_text().split("cluster ")[1:]
+    for block in blocks:
+        lines = block.splitlines()[1:]
+        topics = {data.corpus.parse(line.split())[0] for line in filter(None, lines)}
+        assert len(topics) == 1 and sum(map(bool, lines)) <= 2
 
 
 def test_figures_of_a_model_that_knows_everything(tmp_path):

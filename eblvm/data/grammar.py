@@ -157,7 +157,9 @@ class GrammarCorpus(Corpus):
         ValueError: If more are asked for than can be had.
     """
 
-    labels = MappingProxyType({"topic": list(TOPICS), "sentiment": list(SENTIMENTS)})
+    labels = MappingProxyType(
+        {"topic": list(TOPICS), "sentiment": list(SENTIMENTS), "form": list(FORMS)}
+    )
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ def patterns() -> dict[tuple[int, int], re.Pattern[str]]:
 
 
 def draw_sentence(generator: torch.Generator, about: int | None = None) -> Example:
-    """A sentence with its topic and sentiment.
+    """A sentence with its topic, sentiment and form.
 
     Arguments:
         generator: Source of all choices.
@@ -254,7 +256,8 @@ def draw_sentence(generator: torch.Generator, about: int | None = None) -> Examp
     sentiment, form = pick(list(SENTIMENTS)), pick(FORMS)
     slots = {**TOPICS[topic], **SENTIMENTS[sentiment], **SHARED}
     words = agree(form.format_map({name: pick(options) for name, options in slots.items()})).split()
-    return Example(words, (list(TOPICS).index(topic), list(SENTIMENTS).index(sentiment)))
+    labels = (list(TOPICS).index(topic), list(SENTIMENTS).index(sentiment), FORMS.index(form))
+    return Example(words, labels)
 
 
 def grammar_entropy() -> float:

@@ -108,10 +108,13 @@ class DialogueEncoder(nn.Module):
         uniform_(self, init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        response, context = x[:, 0], x[:, 1:]
+        return self.heads_of(x[:, 0], self.context(x[:, 1:]))
+
+    def heads_of(self, response: Tensor, context: Tensor) -> Tensor:
+        """The same, of responses `(B, L)` after turns that were read to `(B, C)` before."""
         lengths = (response != self.pad).sum(1)
         said = final_states(self.response, self.embedding(response), lengths)
-        return self.heads(torch.cat([said, self.context(context)], dim=1))
+        return self.heads(torch.cat([said, context], dim=1))
 
 
 class DialogueDecoder(SentenceDecoder):
