@@ -3,6 +3,7 @@
 from .bag import BagOfWordsDecoder, BagOfWordsEncoder
 from .conv import ConvDecoder, ConvEncoder
 from .dialogue import DialogueDecoder, DialogueEncoder
+from .limited import LimitedEnergy
 from .mlp import MLP, MLPEnergy
 from .residual import ResidualTimeNet
 from .spectral import settle_spectral_norms
@@ -16,6 +17,7 @@ __all__ = [
     "ConvEncoder",
     "DialogueDecoder",
     "DialogueEncoder",
+    "LimitedEnergy",
     "MLPEnergy",
     "ResidualTimeNet",
     "SentenceDecoder",
