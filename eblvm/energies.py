@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = [
     "Energy",
     "GaussianEnergy",
+    "JointEnergy",
     "MixtureEnergy",
     "RecoveryEnergy",
     "SymbolVectorEnergy",
@@ -30,6 +31,14 @@ class Energy(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The energy of each row of `x`, with shape `(B,)`."""
+
+
+class JointEnergy(nn.Module, ABC):
+    """An energy of data and latents, `(B, *event), (B, D) -> (B,)`, in nats."""
+
+    @abstractmethod
+    def joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """E(x, z) of each row, with shape `(B,)`."""
 
 
 class TimeEnergy(nn.Module, ABC):

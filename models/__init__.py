@@ -1,7 +1,9 @@
 """What learns: network architectures and the Lightning modules that train them."""
 
 from .bidvl import BiDVL
+from .boltzmann import BoltzmannMachine
 from .classifier import ImageClassifier
+from .joint_bidvl import JointBiDVL
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM", "BiDVL", "ImageClassifier"]
+__all__ = ["LatentEBM", "BiDVL", "JointBiDVL", "BoltzmannMachine", "ImageClassifier"]

@@ -78,7 +78,7 @@ class TwoPlayer(Learner):
 
         Arguments:
             batch: A batch of the data module.
-            generator: Source of all noise of this step.
+            generator: Source of all noise on this batch.
             step: Which of the critic's steps on this batch.
         """
 
@@ -131,34 +131,44 @@ class TwoPlayer(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         logged: dict[str, Tensor] = {}
         critic_steps, player_steps = self.turns()
+        generator = self.generator(batch_idx)
         if self.player_first:
-            self._play(batch, batch_idx, player_steps, critic_steps == 0, logged)
-            self._criticize(batch, batch_idx, critic_steps, True, logged)
+            self._play(batch, generator, player_steps, critic_steps == 0, logged)
+            self._criticize(batch, generator, critic_steps, True, logged)
         else:
-            self._criticize(batch, batch_idx, critic_steps, player_steps == 0, logged)
-            self._play(batch, batch_idx, player_steps, True, logged)
+            self._criticize(batch, generator, critic_steps, player_steps == 0, logged)
+            self._play(batch, generator, player_steps, True, logged)
         self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
 
     def _criticize(
-        self, batch: Any, batch_idx: int, steps: int, last: bool, logged: dict[str, Tensor]
+        self,
+        batch: Any,
+        generator: torch.Generator,
+        steps: int,
+        last: bool,
+        logged: dict[str, Tensor],
     ) -> None:
         """The critic's steps on a batch; its last one counts if it ends the batch."""
         critic = self._players()[0]
         for step in range(steps):
             with self.frozen(self.player()):
-                terms = self.critic_terms(batch, self.generator(batch_idx, step), step)
+                terms = self.critic_terms(batch, generator, step)
                 self._move(critic, terms, counts=last and step == steps - 1)
             logged.update(terms)
 
     def _play(
-        self, batch: Any, batch_idx: int, steps: int, last: bool, logged: dict[str, Tensor]
+        self,
+        batch: Any,
+        generator: torch.Generator,
+        steps: int,
+        last: bool,
+        logged: dict[str, Tensor],
     ) -> None:
         """The player's steps on a batch."""
         player = self._players()[1]
         for step in range(steps):
             with self.frozen(self.critic()):
-                offset = self.critic_steps + step
-                terms = self.player_terms(batch, self.generator(batch_idx, offset), step)
+                terms = self.player_terms(batch, generator, step)
                 self._move(player, terms, counts=last and step == steps - 1)
             logged.update(terms)
 
