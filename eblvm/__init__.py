@@ -16,6 +16,8 @@ __all__ = [
     "decoding",
     "likelihoods",
     "latent",
+    "negatives",
+    "conditions",
     "regularizers",
     "samplers",
     "objectives",

@@ -9,10 +9,11 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eblvm import __version__
 
@@ -30,6 +31,8 @@ Train, compare and invent energy-based latent-variable models.
   eblvm fit --config image/lebm_digits           train one; any value can be overridden
   eblvm test --ckpt_path RUN/checkpoints/best.ckpt
   eblvm sample --ckpt RUN/checkpoints/best.ckpt --num 64 --out samples.png
+  eblvm reconstruct|interpolate|inpaint --ckpt RUN/checkpoints/best.ckpt --out picture.png
+  eblvm score --ckpt RUN/checkpoints/best.ckpt --data MNIST   how likely are other data?
   eblvm diagnose --ckpt RUN/checkpoints/best.ckpt  have the chains of training converged?
 """
 
@@ -143,20 +146,76 @@ def sample(arguments: Sequence[str]) -> None:
     text.add_argument("--top-k", type=int, default=None, help="draw among so many words")
     text.add_argument("--top-p", type=float, default=None, help="draw among so much probability")
     text.add_argument("--beam", type=int, default=None, help="follow so many prefixes")
+    chain = parser.add_argument_group("energies of data", "starts that a chain refines")
+    chain.add_argument("--steps", type=int, help="steps of refinement (as in training); 0: none")
+    chain.add_argument("--label", type=int, help="the class, for models of classes (all in turn)")
+    chain.add_argument("--strip", action="store_true", help="a film strip: a chain in each row")
     options = vars(parser.parse_args(arguments))
-    if options["num"] < 1:
-        parser.error(f"--num is {options['num']}; expected 1 or more")
+    check_drawing(parser, options)
+    refined = {name: options.pop(name) for name in ("steps", "label", "strip")}
     how = {name: options.pop(name) for name in ("temperature", "top_k", "top_p", "beam")}
     how = {name: value for name, value in how.items() if value is not None}
     if ("top_k" in how or "top_p" in how) and "temperature" not in how:
         how["temperature"] = 1.0
+
+    from eblvm.training import draw
+
+    if refined == {"steps": None, "label": None, "strip": False}:
+        print(draw(**options, how=how))
+        return
+    if how or options["symbol"] is not None:
+        raise UserError(
+            "--steps, --label and --strip are for energies of data, and --symbol, --temperature, "
+            "--top-k, --top-p and --beam for latent-variable models; give one kind."
+        )
+    from eblvm.using import refined_samples
+
+    out = options.pop("out") or "samples.png"
+    print(
+        refined_samples(
+            out=out, **{n: options[n] for n in ("ckpt", "num", "seed", "device")}, **refined
+        )
+    )
+
+
+def check_drawing(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
+    """Refuse numbers and files that cannot be, before anything heavy is imported."""
+    for name, least in (("num", 1), ("steps", 0), ("points", 2)):
+        value = options.get(name)
+        if value is not None and value < least:
+            parser.error(f"--{name} is {value}; expected {least} or more")
     folder = Path(options["out"] or "samples").resolve().parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to the folder {folder}; choose another --out.")
 
-    from eblvm.training import draw
 
-    print(draw(**options, how=how))
+def use(command: str, arguments: Sequence[str]) -> None:
+    """`eblvm reconstruct|interpolate|inpaint --ckpt FILE --out picture.png`."""
+    about = {
+        "reconstruct": "Encode test data and decode them, with and without refinement.",
+        "interpolate": "Walk between latents, and refine what is between.",
+        "inpaint": "Fill in hidden parts of test images by chains.",
+    }
+    parser = argparse.ArgumentParser(f"eblvm {command}", description=about[command])
+    parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
+    parser.add_argument("--num", type=int, default=8, help="number of data, or of paths (8)")
+    parser.add_argument("--out", default=f"{command}.png", help=".png, or .pt for a tensor")
+    parser.add_argument("--steps", type=int, help="steps of refinement (as in training); 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    if command == "interpolate":
+        parser.add_argument("--points", type=int, default=9, help="points on each path (9)")
+        parser.add_argument("--data", action="store_true", help="between test data, not draws")
+        parser.add_argument("--linear", action="store_true", help="a straight line, not an arc")
+    if command == "inpaint":
+        choices = ("lower", "upper", "left", "right", "center")
+        parser.add_argument("--hide", choices=choices, default="lower", help="which part (lower)")
+    options = vars(parser.parse_args(arguments))
+    check_drawing(parser, options)
+
+    from eblvm import using
+
+    print(getattr(using, command)(**options))
 
 
 def diagnose(arguments: Sequence[str]) -> None:
@@ -181,7 +240,36 @@ def diagnose(arguments: Sequence[str]) -> None:
     run(**vars(options))
 
 
-COMMANDS = {"recipes": recipes, "sample": sample, "diagnose": diagnose}
+def score(arguments: Sequence[str]) -> None:
+    """`eblvm score --ckpt FILE --data MNIST --out scores.csv`."""
+    parser = argparse.ArgumentParser(
+        "eblvm score", description="Score data by a trained model: high means in-distribution."
+    )
+    parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
+    parser.add_argument(
+        "--data", default=None, help="a data set such as MNIST, or a folder (the run's test split)"
+    )
+    parser.add_argument("--num", type=int, default=1000, help="the first so many (1000)")
+    parser.add_argument("--out", default="scores.csv", help="comma-separated values")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    options = vars(parser.parse_args(arguments))
+    check_drawing(parser, options)
+
+    from eblvm import using
+
+    print(using.score(**options))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "recipes": recipes,
+    "sample": sample,
+    "reconstruct": partial(use, "reconstruct"),
+    "interpolate": partial(use, "interpolate"),
+    "inpaint": partial(use, "inpaint"),
+    "score": score,
+    "diagnose": diagnose,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

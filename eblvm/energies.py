@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "BoxReference",
     "Energy",
     "GaussianEnergy",
+    "GaussianReference",
     "JointEnergy",
+    "MaskedEnergy",
     "MixtureEnergy",
     "RecoveryEnergy",
     "SymbolVectorEnergy",
@@ -129,6 +132,46 @@ class MixtureEnergy(Energy):
         return log_norm - torch.logsumexp(self.log_weights - squared / (2 * self.scale**2), dim=1)
 
 
+class GaussianReference(Energy):
+    r"""The energy of N(0, σ² I) for events of any shape, :math:`E(x) = \|x\|^2 / 2\sigma^2`.
+
+    Arguments:
+        scale: σ, in units of x.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}; expected a positive number.")
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).square().sum(1) / (2 * self.scale**2)
+
+
+class BoxReference(Energy):
+    """The uniform density on a box: 0 within, infinite outside.
+
+    Chains that accept or reject stay inside by themselves. Langevin chains do not see a wall of no
+    width: give them the same `bounds`.
+
+    Arguments:
+        low: The least value of each entry.
+        high: The greatest.
+    """
+
+    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low is {low} and high {high}; expected low < high.")
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        outside = ((rows < self.low) | (rows > self.high)).any(1)
+        return (0 * rows).sum(1).masked_fill(outside, math.inf)
+
+
 class TiltedEnergy(Energy):
     r"""A base density, exponentially tilted: p(x) ∝ exp(−tilt(x)) · base(x).
 
@@ -144,6 +187,28 @@ class TiltedEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tilt(x) + self.base(x)
+
+
+class MaskedEnergy(Energy):
+    """The energy of what is hidden, given what is seen: E at x with the seen part put in its place.
+
+    A chain on it samples p(hidden | seen) of any kernel. The seen part of its state is without
+    meaning and is to be replaced in the end.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        seen: Values of the seen part, with shape `(B, *event)`.
+        visible: Where it is, boolean, broadcast to the same shape.
+    """
+
+    def __init__(self, energy: nn.Module, seen: Tensor, visible: Tensor) -> None:
+        super().__init__()
+        self.energy = energy
+        self.seen = seen
+        self.visible = visible
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(torch.where(self.visible, self.seen, x))
 
 
 class SymbolVectorEnergy(Energy):

@@ -8,6 +8,7 @@ with an amortized q, or the exact gradient :math:`\mathbb{E}_{p(z|x)}[\nabla \lo
 samples of a chain. Either way the loss is a reconstruction term and a prior term.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -21,7 +22,67 @@ from .posteriors import Inference, Posterior
 from .priors import Prior
 from .samplers import noise_like
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["Given", "LatentVariableModel", "bound", "interpolate"]
+
+
+def interpolate(z: Tensor, other: Tensor, num: int, spherical: bool = True) -> Tensor:
+    r"""Paths between latents, with shape `(B, num, D)`, both ends included.
+
+    The great circle, :math:`(\sin((1-t)\omega)\, z + \sin(t\omega)\, z') / \sin\omega`, keeps to
+    the norms that a Gaussian prior has; the straight line passes nearer to the origin.
+
+    Arguments:
+        z: Where paths begin, with shape `(B, D)`.
+        other: Where they end, with shape `(B, D)`.
+        num: Points on each path, 2 or more.
+        spherical: Great circle or straight line; latents that are nearly parallel get a line.
+    """
+    t = torch.linspace(0, 1, num, dtype=z.dtype, device=z.device)[:, None]  # (num, 1)
+    z, other = z[:, None], other[:, None]
+    line = (1 - t) * z + t * other
+    if not spherical:
+        return line
+    omega = torch.nn.functional.cosine_similarity(z, other, dim=-1).clamp(-1, 1).arccos()[..., None]
+    sine = omega.sin()
+    arc = (((1 - t) * omega).sin() * z + (t * omega).sin() * other) / sine.clamp_min(1e-6)
+    return torch.where(sine > 1e-3, arc, line)
+
+
+class Given(nn.Module):
+    """A conditional network with its condition: `f(·)` is `network(·, condition)`.
+
+    Arguments:
+        network: Takes the condition as its last argument.
+        condition: One per row, with shape `(B, *c)`; a single one serves all rows.
+    """
+
+    def __init__(self, network: nn.Module, condition: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.condition = condition
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        num = len(inputs[0])
+        condition = self.condition
+        if len(condition) == 1 and num > 1:
+            condition = condition.expand(num, *condition.shape[1:])
+        return self.network(*inputs, condition)
+
+
+def bound(role: Any, name: str, condition: Tensor | None) -> Any:
+    """A role that shares all parameters with the given one, its network bound to a condition.
+
+    Arguments:
+        role: A posterior or likelihood.
+        name: Of the network within it; a role without one, such as a chain, is left as it is.
+        condition: With shape `(B, *c)`; None leaves the role as it is.
+    """
+    if condition is None or name not in role._modules:
+        return role
+    twin = copy.copy(role)
+    twin._modules = dict(role._modules)
+    twin._modules[name] = Given(role._modules[name], condition)
+    return twin
 
 
 class LatentVariableModel(nn.Module):
@@ -38,6 +99,19 @@ class LatentVariableModel(nn.Module):
         self.prior = prior
         self.posterior = posterior
         self.likelihood = likelihood
+
+    def given(self, condition: Tensor | None) -> "LatentVariableModel":
+        """The model of p(x, z | c) = p(z) p(x | z, c), which shares all parameters with this one.
+
+        Arguments:
+            condition: c, handed to `encoder(x, c)` and `decoder(z, c)`, with shape `(B, *c)`; None
+                gives this model.
+        """
+        if condition is None:
+            return self
+        posterior = bound(self.posterior, "encoder", condition)
+        likelihood = bound(self.likelihood, "decoder", condition)
+        return LatentVariableModel(self.prior, posterior, likelihood)
 
     def infer(self, x: Tensor, generator: torch.Generator | None = None) -> Inference:
         """Latents for `x`, with shape `(B, *event)`."""

@@ -3,7 +3,17 @@
 from .bidvl import BiDVL
 from .boltzmann import BoltzmannMachine
 from .classifier import ImageClassifier
+from .data_ebm import DataEBM
+from .guard import DivergenceGuard
 from .joint_bidvl import JointBiDVL
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM", "BiDVL", "JointBiDVL", "BoltzmannMachine", "ImageClassifier"]
+__all__ = [
+    "LatentEBM",
+    "DataEBM",
+    "DivergenceGuard",
+    "BiDVL",
+    "JointBiDVL",
+    "BoltzmannMachine",
+    "ImageClassifier",
+]

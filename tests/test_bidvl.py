@@ -74,9 +74,7 @@ class TestFixedPoints:
     ):
         exact_noise(monkeypatch)
         s = variance**0.5
-        learner = game(
-            g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight)
-        )
+        learner = game(g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight))
         k, g, m, log_t = fixed_point(learner, s * SIGNS)
         assert abs(g) == pytest.approx(s, abs=1e-7)
         assert k == pytest.approx((4 * weight - 2 * factor) / (1 + 2 * variance) ** 2, abs=1e-7)
@@ -168,9 +166,13 @@ def test_not_cancelled_the_encoder_hears_of_samples(monkeypatch):
     frozen = encoder_gradient(game(lower=SymmetricKL(0.2)), x)
     assert not torch.allclose(encoder_gradient(learner, x), frozen)
     # KL(q(h|v̂) ‖ N(0, 1))/1 with v̂ detached: the generator does not hear of it
-    (gain,) = torch.autograd.grad(
-        terms["upper"].sum(), learner.latent.likelihood.decoder.value, allow_unused=True
-    ) if terms["upper"].requires_grad else (None,)
+    (gain,) = (
+        torch.autograd.grad(
+            terms["upper"].sum(), learner.latent.likelihood.decoder.value, allow_unused=True
+        )
+        if terms["upper"].requires_grad
+        else (None,)
+    )
     assert gain is None
 
 
@@ -208,8 +210,10 @@ def test_penalties_are_what_they_say(monkeypatch):
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
     inside = torch.tensor([-0.9, 0.5, 3.0], requires_grad=True)
     outside = torch.tensor([0.9, -0.5, -3.0], requires_grad=True)
-    pair = [torch.autograd.grad(f(inside, outside).mean(), (inside, outside)) for f in
-            (hinge, contrastive_divergence)]
+    pair = [
+        torch.autograd.grad(f(inside, outside).mean(), (inside, outside))
+        for f in (hinge, contrastive_divergence)
+    ]
     torch.testing.assert_close(pair[0], pair[1])
     met = hinge(torch.tensor([-2.0]), torch.tensor([2.0]))
     assert float(met) == 0.0

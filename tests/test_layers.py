@@ -14,6 +14,7 @@ PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
 SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.clustering", "eblvm.text_evaluation"}
+SHELL |= {"eblvm.using", "eblvm.refining"}
 
 BELOW = {
     "eblvm.objectives": set(),
@@ -33,6 +34,11 @@ BELOW = {
     "eblvm.regularizers": {
         *("eblvm.latent", "eblvm.priors", "eblvm.posteriors", "eblvm.objectives"),
     },
+    "eblvm.negatives": {
+        *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"),
+        "eblvm.samplers",
+    },
+    "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),
 }

@@ -69,12 +69,21 @@ def smaller(name, published=False):
     return overrides
 
 
-def with_cheap_callbacks(name, folder):
-    """A copy of the recipe whose callbacks look at a handful of samples.
+def with_cheap_callbacks(name, folder, overrides):
+    """A copy of the recipe whose callbacks look at a handful of samples; and what is left to say.
 
-    Items of a list have no options of their own on the command line, so this is a file.
+    Items of a list have no options of their own on the command line, so this is a file. Overrides
+    of model and data are written into it, too: the command line takes a second for each.
     """
     recipe = content(name)
+    left = []
+    for override in overrides:
+        path, value = override.removeprefix("--").split("=", 1)
+        *place, key = path.split(".")
+        if place and place[0] in ("model", "data"):
+            at(recipe, place)[key] = yaml.safe_load(value)
+        else:
+            left.append(override)
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
@@ -90,7 +99,7 @@ def with_cheap_callbacks(name, folder):
         data.pop("labels", None)
     path = folder / f"{name.replace('/', '_')}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+    return path, left
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -119,7 +128,7 @@ def test_networks_as_published(name, eblvm, tmp_path):
 
 def visit(name, overrides, eblvm, folder):
     """Two steps, one more from the checkpoint, a test, and samples."""
-    recipe = with_cheap_callbacks(name, folder)
+    recipe, overrides = with_cheap_callbacks(name, folder, overrides)
     if content(name).get("monitor", "val/loss") != "val/loss":
         overrides += ["--monitor=val/loss"]
     steps = ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
@@ -139,7 +148,12 @@ def visit(name, overrides, eblvm, folder):
     done = eblvm("test", "--ckpt_path", last)
     assert done.status == 0, done.err
     assert "test.json" in done.out
-    if content(name)["model"]["class_path"] == "eblvm.models.LatentEBM":
+    kind = content(name)["model"]["class_path"].rpartition(".")[2]
+    if kind == "DataEBM":
+        done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", "samples.png")
+        assert done.status == 0, done.err
+        assert Path("samples.png").stat().st_size > 200
+    if kind == "LatentEBM":
         text = "vocab_size" in content(name)["data"]["init_args"]
         likelihood = content(name)["model"]["init_args"]["latent"]["init_args"]["likelihood"]
         kind = likelihood["class_path"].rpartition(".")[2]

@@ -246,3 +246,30 @@ def test_known_targets_are_read():
         if program is not None:
             torch.testing.assert_close(program(x)[1], value_and_gradient(energy, x)[1])
     assert math.isfinite(float(double_well(x).sum()))
+
+
+class Forked(nn.Module):
+    """SiLU of a concatenation of two branches, one of them used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 6), nn.Linear(3, 4), nn.Linear(10, 1)
+
+    def forward(self, x):
+        u = F.silu(self.left(x))
+        return self.head(F.silu(torch.cat([u, self.right(x)], dim=1))).squeeze(1) + u.sum(1)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8, 9])
+def test_what_an_activation_keeps_is_its_own(dim):
+    # two SiLUs of one call keep their own sigmoids, and narrow products take another route
+    energy, x = Forked().double(), torch.randn(5, 3, dtype=torch.float64)
+    program = analytic.analyze(energy, x, 100)
+    assert program is not None
+    narrow = mlp(nn.SiLU(), dim, 12, 12, 1)
+    second = analytic.analyze(narrow, torch.randn(6, dim).double(), 100)
+    for _ in range(3):
+        x = torch.randn(5, 3, dtype=torch.float64)
+        torch.testing.assert_close(program(x), value_and_gradient(energy, x))
+        y = torch.randn(6, dim, dtype=torch.float64)
+        torch.testing.assert_close(second(y), value_and_gradient(narrow, y))

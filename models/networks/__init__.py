@@ -1,12 +1,21 @@
 """Network architectures: what stands inside a posterior, a likelihood or an energy."""
 
 from .bag import BagOfWordsDecoder, BagOfWordsEncoder
+from .conditional import (
+    ConditionalDecoder,
+    ConditionalEncoder,
+    ConditionalEnergy,
+    LabelMap,
+    TranslationDecoder,
+)
 from .conv import ConvDecoder, ConvEncoder
 from .critic import JointCriticEnergy, StridedDecoder, StridedEncoder, StridedEnergy
 from .dialogue import DialogueDecoder, DialogueEncoder
+from .energy import ConvEnergy, ResidualEnergy
 from .limited import LimitedEnergy
 from .mlp import MLP, MLPEnergy
 from .residual import ResidualTimeNet
+from .same import SameDecoder, SameEncoder
 from .sngan import ResnetDecoder, ResnetEncoder, ResnetEnergy
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
@@ -15,21 +24,30 @@ __all__ = [
     "MLP",
     "BagOfWordsDecoder",
     "BagOfWordsEncoder",
+    "ConditionalDecoder",
+    "ConditionalEncoder",
+    "ConditionalEnergy",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvEnergy",
     "DialogueDecoder",
     "DialogueEncoder",
     "JointCriticEnergy",
+    "LabelMap",
     "LimitedEnergy",
     "MLPEnergy",
+    "ResidualEnergy",
     "ResidualTimeNet",
     "ResnetDecoder",
     "ResnetEncoder",
     "ResnetEnergy",
+    "SameDecoder",
+    "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
     "StridedDecoder",
     "StridedEncoder",
     "StridedEnergy",
+    "TranslationDecoder",
     "settle_spectral_norms",
 ]

@@ -1,0 +1,282 @@
+"""Behind `eblvm sample|reconstruct|interpolate|inpaint`: what a trained model is good for.
+
+Data are the first of the run's own test split; its `config.yaml` says which. Pictures have a row
+for each kind of image, or for each path; `.pt` keeps the tensor.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from eblvm.checkpoint import load
+from eblvm.cli import UserError
+from eblvm.latent import LatentVariableModel
+from eblvm.latent import interpolate as paths
+from eblvm.pictures import image_grid, save_image, save_samples
+from eblvm.training import mendable
+
+__all__ = ["inpaint", "interpolate", "reconstruct", "refined_samples", "score"]
+
+
+def opened(
+    ckpt: str, seed: int, device: str | None, *abilities: str
+) -> tuple[Any, torch.Generator]:
+    """The model of a checkpoint and a source of noise.
+
+    Raises:
+        UserError: If the model lacks one of the methods `abilities`.
+    """
+    model: Any = load(ckpt, device)
+    if missing := [name for name in abilities if not hasattr(model, name)]:
+        raise UserError(f"{ckpt} is of a {type(model).__name__}, which cannot {missing[0]}.")
+    return model, torch.Generator(model.device).manual_seed(seed)
+
+
+def run_data(ckpt: str, **changes: Any) -> Any:
+    """The data module of the run, ready to test on.
+
+    Arguments:
+        ckpt: The checkpoint, beside whose folder the run's `config.yaml` lies.
+        changes: Arguments of the data module that differ from the run's; None drops one.
+
+    Raises:
+        UserError: If there is no `config.yaml`.
+    """
+    config = Path(ckpt).absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"no config.yaml beside {ckpt}, which would say what the data are.")
+    section: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)["data"]  # type: ignore
+    arguments = section["init_args"] | changes
+    section["init_args"] = {name: value for name, value in arguments.items() if value is not None}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+    data: Any = parser.instantiate_classes(parser.parse_object({"data": section})).data
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def first_rows(data: Any, num: int, device: Any) -> tuple[Tensor, Tensor]:
+    """The first `num` test data of a data module and their labels."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for batch in data.batches("test"):
+        found.append(batch)
+        if sum(len(x) for x, _ in found) >= num:
+            break
+    x, label = (torch.cat(part)[:num].to(device) for part in zip(*found, strict=True))
+    return x, label
+
+
+def test_data(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
+    """The first `num` test data of the run, on the model's device, and their conditions.
+
+    Raises:
+        UserError: If the run's `config.yaml` is not where it should be.
+    """
+    x, label = first_rows(run_data(ckpt), num, model.device)
+    condition = getattr(model, "condition", None)
+    return x, None if condition is None else condition(x, label)
+
+
+def save(rows: Tensor, out: str) -> None:
+    """Write `(R, N, *event)` as R rows of N images, or as a tensor.
+
+    Raises:
+        UserError: If the suffix does not go with what there is, or nothing can be written.
+    """
+    path = Path(out)
+    try:
+        if path.suffix == ".png" and rows.dim() == 5 and rows.shape[2] in (1, 3):
+            save_image(image_grid(rows.cpu().flatten(0, 1), rows.shape[1]), path)
+        elif path.suffix == ".pt":
+            torch.save(rows.cpu(), path)
+        else:
+            save_samples(rows.cpu().flatten(0, 1), path)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def chain_of(model: Any, what: str) -> None:
+    """Raise a `UserError` unless the model has a chain on data."""
+    if not hasattr(model, "refine"):
+        raise UserError(
+            f"{what} is for energies of data (DataEBM), and this is a {type(model).__name__}."
+        )
+
+
+def refined_samples(
+    ckpt: str,
+    num: int,
+    out: str,
+    seed: int,
+    device: str | None = None,
+    steps: int | None = None,
+    label: int | None = None,
+    strip: bool = False,
+) -> str:
+    """Samples after a number of steps, of one class, or their chains as a film strip."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device, "sample")
+        chain_of(model, "--steps, --label or --strip")
+        condition = None
+        if label is not None:
+            if model.condition is None or getattr(model.condition, "num_classes", 0) <= label:
+                raise UserError(f"--label is {label}, but the model knows no such class.")
+            condition = torch.tensor([label], device=model.device)
+        settings: dict[str, Any] = {"num_steps": steps, "condition": condition}
+        if strip:
+            rows = model.film(num, generator=generator, **settings).transpose(0, 1)
+        else:
+            samples = model.sample(num, generator, **settings)
+    if not strip:
+        try:
+            save_samples(samples.cpu(), Path(out))
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        return f"{num} samples of {ckpt}: {out}"
+    save(rows, out)
+    return f"{num} chains of {ckpt}, a row each, from start to end: {out}"
+
+
+def reconstruct(
+    ckpt: str, num: int, out: str, steps: int | None, seed: int, device: str | None
+) -> str:
+    """Rows: test data, decoded encodings and, where there is a chain, these refined."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device, "reconstruct")
+        x, condition = test_data(ckpt, num, model)
+        settings: dict[str, Any] = {}
+        rows = [x]
+        if hasattr(model, "refine"):
+            settings = {"condition": condition}
+            z = model.encode(x, generator, condition)
+            rows.append(model.decode(z, condition))
+            rows.append(model.refine(rows[-1], generator, steps, condition))
+        else:
+            rows.append(model.reconstruct(x, generator, **settings))
+    errors = [float((row - x).square().mean()) for row in rows[1:]]
+    save(torch.stack(rows), out)
+    words = ("decoded", "refined")
+    figures = ", ".join(f"{w} {e:.4g}" for w, e in zip(words, errors, strict=False))
+    return f"mean squared error per number: {figures}; rows data, {', '.join(words)}: {out}"
+
+
+def interpolate(
+    ckpt: str,
+    num: int,
+    out: str,
+    points: int,
+    data: bool,
+    linear: bool,
+    steps: int | None,
+    seed: int,
+    device: str | None,
+) -> str:
+    """A row for each path; where there is a chain, every point is refined."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device)
+        latent = getattr(model, "latent", None)
+        if not isinstance(latent, LatentVariableModel):
+            chain_of(model, "interpolate")
+        condition: Tensor | None = None
+        if data:
+            x, given = test_data(ckpt, 2 * num, model)
+            if latent is not None:
+                inference = latent.infer(x, generator)
+                z = inference.z if inference.mean is None else inference.mean
+            else:
+                z = model.encode(x, generator, given)
+            condition = None if given is None else given[:num]
+        else:
+            prior = latent.prior if latent is not None else getattr(model.negatives, "prior", None)
+            if prior is None:
+                raise UserError(
+                    f"the chains of {type(model.negatives).__name__} do not start from latents; "
+                    "there is nothing to walk between."
+                )
+            z = prior.sample(2 * num, generator)
+        if condition is None and getattr(model, "condition", None) is not None:
+            condition = model.condition.examples(num)
+        first, last = z.detach().split(num)
+        path = paths(first, last, points, not linear).flatten(0, 1)
+        if latent is not None:
+            with torch.no_grad():
+                images = latent.likelihood.mean(path)
+        else:
+            if condition is not None:
+                condition = condition.repeat_interleave(points, 0)
+            images = model.refine(model.decode(path, condition), generator, steps, condition)
+    save(images.unflatten(0, (num, points)), out)
+    return f"{num} paths of {points} points, a row each: {out}"
+
+
+def inpaint(
+    ckpt: str, num: int, out: str, hide: str, steps: int | None, seed: int, device: str | None
+) -> str:
+    """Rows: test images, what is left of them, and four ways to fill in the rest."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device)
+        chain_of(model, "inpaint")
+        x, condition = test_data(ckpt, num, model)
+        if x.dim() != 4:
+            raise UserError("inpaint needs images, and the run's data have none.")
+        visible = ~hidden(hide, x.shape[2], x.shape[3]).to(x.device)
+        rows = [x, torch.where(visible, x, 0)]
+        rows += [model.inpaint(x, visible, generator, steps, condition) for _ in range(4)]
+    save(torch.stack(rows), out)
+    missing = (~visible).expand_as(x)
+    error = torch.stack([(row - x)[missing].square().mean() for row in rows[2:]]).mean()
+    return (
+        f"mean squared error per hidden number {float(error):.4g}; rows data, seen, four times "
+        f"filled in: {out}"
+    )
+
+
+def hidden(part: str, height: int, width: int) -> Tensor:
+    """Where an image is hidden, boolean `(H, W)`."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows, columns = slice(None), slice(None)
+    if part == "center":
+        rows, columns = (
+            slice(height // 4, -(-3 * height // 4)),
+            slice(width // 4, -(-3 * width // 4)),
+        )
+    elif part in ("lower", "upper"):
+        rows = slice(height // 2, None) if part == "lower" else slice(0, height // 2)
+    else:
+        columns = slice(0, width // 2) if part == "left" else slice(width // 2, None)
+    mask[rows, columns] = True
+    return mask
+
+
+def score(ckpt: str, out: str, data: str | None, num: int, seed: int, device: str | None) -> str:
+    """Every score of test data, a line each, into a table of comma-separated values."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device, "scores")
+        changes: dict[str, Any] = {}
+        if data is not None and Path(data).is_dir():
+            changes = {"dataset": "ImageFolder", "root": data}
+        elif data is not None:
+            changes = {"dataset": data}
+        if changes:  # what is said of the run's own data does not hold for others
+            changes |= dict.fromkeys(("val_size", "limit", "classes", "center_crop", "variant"))
+        x, label = first_rows(run_data(ckpt, **changes), num, model.device)
+        parts = [model.scores(part, generator) for part in x.split(100)]
+    table = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
+    if label.dim() == 1:
+        table = {"label": label.tolist(), **table}
+    try:
+        with open(out, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", *table])
+            writer.writerows([i, *row] for i, row in enumerate(zip(*table.values(), strict=True)))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}.") from error
+    names = ", ".join(parts[0])
+    return f"{len(x)} rows of scores ({names}; high means in-distribution): {out}"

@@ -1,0 +1,117 @@
+"""The learner of energies of data: its grid density, its rates, and exact resuming."""
+
+import math
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning import Trainer
+from torch import nn
+
+from eblvm.cli import recipe_root
+from eblvm.data import DensityDataModule, EightGaussians
+from eblvm.energies import Energy, GaussianReference
+from eblvm.metrics import grid_points
+from eblvm.models import DataEBM
+from eblvm.models.networks import ConvEnergy, MLPEnergy
+from eblvm.negatives import NoiseNegatives, PersistentNegatives
+from eblvm.samplers import Langevin
+
+
+class Scaled(Energy):
+    """E(x) = ½ κ ‖x‖²."""
+
+    def __init__(self):
+        super().__init__()
+        self.kappa = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x):
+        return 0.5 * self.kappa * x.square().sum(1)
+
+
+def test_density_on_the_grid_is_the_normalized_one():
+    # ½·3‖x‖² beside a reference of precision 1 is a Gaussian of precision 4
+    negatives = NoiseNegatives([2], Langevin(1, 0.1))
+    model = DataEBM(Scaled(), negatives, {"energy": 1e-3}, reference=GaussianReference(1.0))
+    bounds = ((-1.0, 1.0), (-1.0, 1.0))  # much lies outside, and counts
+    log_prob = model.log_prob_on_grid(bounds, 100)
+    points = grid_points(bounds, 100, dtype=torch.float64)
+    exact = -2 * points.square().sum(1) + math.log(4 / (2 * math.pi))
+    torch.testing.assert_close(log_prob, exact, rtol=0, atol=5e-3)  # mass beyond the wider box
+
+
+def fit(folder, max_epochs, ckpt=None):
+    torch.manual_seed(0)
+    negatives = PersistentNegatives([2], Langevin(3, 0.1), capacity=100, restart_probability=0.2)
+    model = DataEBM(
+        MLPEnergy(2, [16]),
+        negatives,
+        {"energy": 1e-2},
+        reference=GaussianReference(3.0),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(
+            optimizer, 0.98 ** (1 / 20)
+        ),
+    )
+    data = DensityDataModule(EightGaussians(), 32, num_train=128, num_val=32, num_test=32)
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, data, ckpt_path=ckpt)
+    return trainer, model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_resumed_persistent_chains_end_where_the_uninterrupted_ones_do(tmp_path):
+    _, whole = fit(tmp_path, 4)
+    trainer, _ = fit(tmp_path, 2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    trainer, resumed = fit(tmp_path, 4, tmp_path / "half.ckpt")
+    for (name, one), other in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    assert whole.negatives.buffer.ages.max() > 1
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["lr"] == pytest.approx(1e-2 * 0.98 ** (4 / 20))
+
+
+def test_the_published_recipe_decays_as_released():
+    # × 0.98^(epoch/20): the published checkpoint, at epoch 3000, ends near 4.3e-4
+    recipe = yaml.safe_load((recipe_root() / "image/vae_ebm_cifar10.yaml").read_text())
+    settings = recipe["model"]["init_args"]
+    gamma, rate = settings["scheduler"]["init_args"]["gamma"], settings["learning_rates"]["energy"]
+    assert rate * gamma**3000 == pytest.approx(4.3467e-4, rel=1e-3)
+
+
+def test_channels_last_agrees_to_rounding():
+    def build(channels_last):
+        torch.manual_seed(0)
+        energy = ConvEnergy(3, 8, [8, 8], [3, 4], [1, 2], activation=nn.SiLU)
+        negatives = NoiseNegatives([3, 8, 8], Langevin(5, 0.1))
+        return DataEBM(energy, negatives, {"energy": 1e-3}, channels_last=channels_last)
+
+    x = torch.rand(4, 3, 8, 8)
+    first, last = build(False), build(True)
+    assert last.energy.net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    seeded = torch.Generator().manual_seed
+    terms = [m.terms((x, torch.zeros(4)), seeded(0))["contrast"] for m in (first, last)]
+    torch.testing.assert_close(*terms, rtol=1e-4, atol=1e-5)
+
+
+def test_a_guard_of_the_recipe_replaces_the_default():
+    from eblvm.models import DivergenceGuard
+
+    negatives = NoiseNegatives([2], Langevin(1, 0.1))
+    model = DataEBM(MLPEnergy(2, [4]), negatives, {"energy": 1e-3})
+    assert [type(c) for c in model.configure_callbacks()] == [DivergenceGuard]
+    model.trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[DivergenceGuard(patience=9)]
+    )
+    assert model.configure_callbacks() == []

@@ -1,0 +1,133 @@
+"""The watch on divergence: what it sees, what it says, and how it goes back."""
+
+import csv
+import math
+from collections import deque
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from eblvm.cli import recipe_root
+from eblvm.models import DivergenceGuard
+
+HEALTHY = {
+    "energy_gap": 0.3,
+    "energy_spread": 2.0,
+    "data_scale": 1.0,
+    "negative_scale": 1.1,
+    "displacement": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("signs", "words"),
+    [
+        ({"energy_gap": -50.0}, "Raise the sampler's num_steps"),
+        ({"energy_gap": 50.0}, "overshoot. Lower the sampler's step_size"),
+        ({"negative_scale": 9.0}, "narrow the reference"),
+        ({"displacement": 9.0}, "Lower the sampler's step_size"),
+        ({"buffer_age": 1e6}, "Raise restart_probability"),
+    ],
+)
+def test_each_sign_has_its_lever_and_is_given_time(signs, words):
+    guard = DivergenceGuard(patience=3)
+    assert [guard.judge(HEALTHY) for _ in range(5)] == [None] * 5
+    assert guard.judge(HEALTHY | signs) is None
+    assert guard.judge(HEALTHY | signs) is None
+    assert guard.judge(HEALTHY) is None  # a good look in between starts the count anew
+    found = [guard.judge(HEALTHY | signs) for _ in range(3)]
+    assert found[:2] == [None, None] and words in found[2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_counts_at_once(value):
+    assert "gradient_last is" in DivergenceGuard().judge(HEALTHY | {"gradient_last": value})
+
+
+def test_a_burst_of_a_gradient_is_seen_against_its_median():
+    guard = DivergenceGuard(patience=1, max_gradient_growth=100)
+    guard._norms["energy"] = deque([1.0, 2.0, 3.0] * 10 + [150.0])
+    assert guard.judge(HEALTHY) is None
+    guard._norms["energy"].append(250.0)
+    assert "gradient of energy has norm 250" in guard.judge(HEALTHY)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="factor"):
+        DivergenceGuard(factor=1.5)
+    with pytest.raises(ValueError, match="patience"):
+        DivergenceGuard(patience=0)
+
+
+def diverging(folder, **guard):
+    """The short-run recipe, made to diverge: an energy that learns far too fast for its chains."""
+    recipe = yaml.safe_load((recipe_root() / "toy/shortrun_8gaussians.yaml").read_text())
+    settings = recipe["model"]["init_args"]
+    settings["learning_rates"] = {"energy": 0.3}
+    settings.pop("scheduler", None)
+    recipe["data"]["init_args"] |= {"num_train": 2560, "num_val": 20, "batch_size": 64}
+    callbacks = [{"class_path": "eblvm.models.DivergenceGuard", "init_args": guard}]
+    recipe["trainer"] = {
+        "max_steps": 60,
+        "max_epochs": -1,
+        "log_every_n_steps": 1,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "callbacks": callbacks if guard else [],
+    }
+    recipe["monitor"] = "val/loss"
+    path = folder / "diverging.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_run_that_diverges_is_stopped_by_default_with_the_lever(eblvm, tmp_path):
+    stopped = eblvm("fit", "--config", diverging(tmp_path))
+    assert stopped.status == 2
+    assert "training diverges at step" in stopped.err
+    assert "learning rate" in stopped.err or "step_size" in stopped.err
+    assert "Traceback" not in stopped.err
+
+
+def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
+    recipe = diverging(tmp_path, returns=12, factor=0.2, keep_every=3, patience=3)
+    done = eblvm("fit", "--config", recipe)
+    assert done.status == 0, done.err
+    assert "best:" in done.out
+    (last,) = Path("runs").rglob("last.ckpt")
+    checkpoint = torch.load(last)
+    (events,) = (s["events"] for s in checkpoint["callbacks"].values() if "events" in s)
+    assert 1 <= len(events) <= 12 and "Went back to a good state" in events[0]
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(0.3 * 0.2 ** len(events))
+    assert all(v.isfinite().all() for v in checkpoint["state_dict"].values())
+    with next(Path("runs").rglob("metrics.csv")).open() as file:
+        returns = [r["guard/returns"] for r in csv.DictReader(file) if r.get("guard/returns")]
+    assert returns and float(returns[-1]) == len(events)
+
+
+def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
+    recipe = diverging(tmp_path, returns=12, lever="step_size", keep_every=3, patience=3)
+    done = eblvm("fit", "--config", recipe)
+    assert done.status == 0, done.err
+    (last,) = Path("runs").rglob("last.ckpt")
+    checkpoint = torch.load(last)
+    (events,) = (s["events"] for s in checkpoint["callbacks"].values() if "events" in s)
+    assert events and "the chain's step size times 0.5" in events[0]
+    assert float(checkpoint["state_dict"]["negatives._extra_state"]) == 0.5 ** len(events)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.3
+
+    from eblvm.energies import GaussianReference
+    from eblvm.negatives import NoiseNegatives
+    from eblvm.samplers import Langevin
+
+    negatives = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
+    negatives.step_factor = 0.5
+    twin = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
+    twin.load_state_dict(negatives.state_dict())
+    assert twin.sampler.step_size == 0.2
+    start = torch.ones(2, 1)
+    expected = start * (1 - 0.2**2 / 2) ** 10
+    torch.testing.assert_close(twin.sampler(GaussianReference(1.0), start), expected)
