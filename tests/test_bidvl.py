@@ -22,7 +22,7 @@ NAMES = ("energy", "likelihood", "posterior")
 
 
 def gradients(learner, x):
-    """d L_UL/dk and d L_LL/d(g, m, log t) through the learner's own terms, as the loop takes them."""
+    """d L_UL/dk and d L_LL/d(g, m, log t) through the learner's own terms, as the loop does."""
     batch, generator = (x, None), torch.Generator()
     learner.zero_grad()
     with learner.frozen(learner.player()):
@@ -222,7 +222,7 @@ def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
 def test_a_warm_up_without_bound_and_negative_settings_are_refused():
     with pytest.raises(ValueError, match="this divergence has none"):
         game(lower=ReverseKL(), warm_up=10)
-    with pytest.raises(ValueError, match="gradient_penalty is -1.0; expected 0 or more"):
+    with pytest.raises(ValueError, match=r"gradient_penalty is -1\.0; expected 0 or more"):
         game(gradient_penalty=-1.0)
     with pytest.raises(ValueError, match="one of them positive"):
         ForwardKL(0.0)
