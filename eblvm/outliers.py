@@ -152,7 +152,7 @@ def show(report: dict[str, dict[str, dict[str, list[float]]]]) -> None:
         for score, figures in row.items():
             area, low, high = figures["auroc"]
             precision, false = figures["aupr"][0], figures["fpr_at_95_tpr"][0]
-            interval = f"{low:.3f}–{high:.3f}"  # noqa: RUF001
+            interval = f"{low:.3f}–{high:.3f}"
             cells = (f"{area:.3f}", interval, f"{precision:.3f}", f"{false:.3f}")
             table.add_row(name, score, *cells)
     print_table(table)

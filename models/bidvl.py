@@ -233,7 +233,7 @@ class BiDVL(TwoPlayer):
         x, generator = batch[0], self.generator(batch_idx)
         z = self.latent.prior.sample(len(x), generator)
         sample = self.generate(z, generator)
-        mean, log_variance = self.encode(x)
+        log_variance = self.encode(x)[1]
         found, spread = self.encode(sample)
         positive, negative = self.energy(x), self.energy(sample)
         bound = self.latent.loss(x, generator)
@@ -290,7 +290,7 @@ class BiDVL(TwoPlayer):
     def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         r"""How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
 
-        `energy`, −E; `gradient_norm`, −‖∇E‖; `joint`, −E + log q(z|x) at the mean of q; `bound`, the
+        `energy`, −E; `gradient_norm`, −‖∇E‖; `joint`, −E + log q(z|x) at q's mean; `bound`, the
         evidence bound of encoder and generator; `reconstruction`, −‖x − G(μ(x))‖²;
         `likelihood_ratio`, −E minus the bound: the energy's density over the generator's.
         """

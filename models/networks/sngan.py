@@ -12,6 +12,7 @@ References:
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from eblvm.energies import Energy
 __all__ = ["ResnetDecoder", "ResnetEncoder", "ResnetEnergy"]
 
 
-def conv(channels: int, width: int, kernel: int, gain: float, normalized: bool) -> nn.Conv2d:
+def conv(channels: int, width: int, kernel: int, gain: float, normalized: bool) -> nn.Module:
     """A convolution that keeps the side."""
     layer = nn.Conv2d(channels, width, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(layer.weight, gain)
@@ -31,7 +32,7 @@ def conv(channels: int, width: int, kernel: int, gain: float, normalized: bool) 
     return spectral_norm(layer) if normalized else layer
 
 
-def dense(units: int, out_dim: int, bias: bool = True, normalized: bool = True) -> nn.Linear:
+def dense(units: int, out_dim: int, bias: bool = True, normalized: bool = True) -> nn.Module:
     """A dense layer."""
     layer = nn.Linear(units, out_dim, bias)
     nn.init.xavier_uniform_(layer.weight)
@@ -84,14 +85,14 @@ class UpBlock(nn.Module):
         self.shortcut = conv(channels, width, 1, 1.0, False)
 
     @staticmethod
-    def double(x: Tensor) -> Tensor:
+    def upsample(x: Tensor) -> Tensor:
         """Twice the side, corners not aligned."""
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norms[0](x))
-        branch = self.outer(F.relu(self.norms[1](self.inner(self.double(x)))))
-        return branch + self.shortcut(self.double(x))
+        branch = self.outer(F.relu(self.norms[1](self.inner(self.upsample(x)))))
+        return branch + self.shortcut(self.upsample(x))
 
 
 def trunk(channels: int, widths: Sequence[int], num_halvings: int) -> nn.Sequential:
@@ -172,7 +173,7 @@ class ResnetDecoder(nn.Module):
         super().__init__()
         self.width = widths[0]
         self.dense = dense(latent_dim, 16 * widths[0], normalized=False)
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = pairwise(widths)
         self.blocks = nn.Sequential(*(UpBlock(before, after) for before, after in pairs))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = conv(widths[-1], channels, 3, 1.0, False)
