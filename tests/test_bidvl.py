@@ -238,3 +238,31 @@ def test_scores_are_high_for_data(monkeypatch):
     constant = -0.5 * (np.log(2 * np.pi) - 0.7)
     torch.testing.assert_close(scores["joint"], scores["energy"] + constant)
     torch.testing.assert_close(scores["reconstruction"], -((x[:, 0] * (1 - 0.49)) ** 2))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
+    """Both optimizers, the vectors of spectral normalization, batch statistics, and all noise."""
+    small = ["--data.num_train=80", "--data.num_val=20", "--data.num_test=20"]
+    small += ["--data.batch_size=20", "--trainer.callbacks=[]", "--trainer.accelerator=cpu"]
+    small += ["--trainer.enable_progress_bar=false", "--monitor=val/loss", "--ema=0.9"]
+    small += ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
+    recipe = ["fit", "--config", "toy/bidvl_8gaussians", *small]
+
+    def state(runs):
+        (last,) = (tmp_path / runs).rglob("last.ckpt")
+        return last, torch.load(last)
+
+    done = eblvm(*recipe, "--runs=a", "--trainer.max_steps=6")
+    assert done.status == 0, done.err
+    assert eblvm(*recipe, "--runs=b", "--trainer.max_steps=3").status == 0
+    done = eblvm("fit", "--ckpt_path", state("b")[0], "--trainer.max_steps=6")
+    assert done.status == 0, done.err
+    whole, resumed = state("a")[1], state("b")[1]
+    assert whole["global_step"] == resumed["global_step"] == 6
+    assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    for one, other in zip(whole["optimizer_states"], resumed["optimizer_states"], strict=True):
+        for index, found in one["state"].items():
+            for key, value in found.items():
+                assert torch.equal(value, other["state"][index][key]), key
