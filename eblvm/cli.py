@@ -32,6 +32,7 @@ Train, compare and invent energy-based latent-variable models.
   eblvm test --ckpt_path RUN/checkpoints/best.ckpt
   eblvm sample --ckpt RUN/checkpoints/best.ckpt --num 64 --out samples.png
   eblvm reconstruct|interpolate|inpaint --ckpt RUN/checkpoints/best.ckpt --out picture.png
+  eblvm score --ckpt RUN/checkpoints/best.ckpt --data MNIST   how likely are other data?
   eblvm diagnose --ckpt RUN/checkpoints/best.ckpt  have the chains of training converged?
 """
 
@@ -239,12 +240,34 @@ def diagnose(arguments: Sequence[str]) -> None:
     run(**vars(options))
 
 
+def score(arguments: Sequence[str]) -> None:
+    """`eblvm score --ckpt FILE --data MNIST --out scores.csv`."""
+    parser = argparse.ArgumentParser(
+        "eblvm score", description="Score data by a trained model: high means in-distribution."
+    )
+    parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
+    parser.add_argument(
+        "--data", default=None, help="a data set such as MNIST, or a folder (the run's test split)"
+    )
+    parser.add_argument("--num", type=int, default=1000, help="the first so many (1000)")
+    parser.add_argument("--out", default="scores.csv", help="comma-separated values")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    options = vars(parser.parse_args(arguments))
+    check_drawing(parser, options)
+
+    from eblvm import using
+
+    print(using.score(**options))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes,
     "sample": sample,
     "reconstruct": partial(use, "reconstruct"),
     "interpolate": partial(use, "interpolate"),
     "inpaint": partial(use, "inpaint"),
+    "score": score,
     "diagnose": diagnose,
 }
 

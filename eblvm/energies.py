@@ -17,6 +17,7 @@ __all__ = [
     "Energy",
     "GaussianEnergy",
     "GaussianReference",
+    "JointEnergy",
     "MaskedEnergy",
     "MixtureEnergy",
     "RecoveryEnergy",
@@ -33,6 +34,14 @@ class Energy(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The energy of each row of `x`, with shape `(B,)`."""
+
+
+class JointEnergy(nn.Module, ABC):
+    """An energy of data and latents, `(B, *event), (B, D) -> (B,)`, in nats."""
+
+    @abstractmethod
+    def joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """E(x, z) of each row, with shape `(B,)`."""
 
 
 class TimeEnergy(nn.Module, ABC):

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .energies import Energy
+from .energies import Energy, JointEnergy
 
 __all__ = ["GaussianBernoulliRBM"]
 
 MAX_ENUMERATED = 20  # hidden units: a million states
 
 
-class GaussianBernoulliRBM(Energy):
+class GaussianBernoulliRBM(JointEnergy, Energy):
     r"""The free energy of a Gaussian–Bernoulli restricted Boltzmann machine.
 
     .. math:: F(v) = \sum_i \frac{(v_i - b_i)^2}{2\sigma_i^2}
@@ -32,19 +32,29 @@ class GaussianBernoulliRBM(Energy):
     Arguments:
         num_visible: N.
         num_hidden: H.
+        uniform: Whether weights and biases start uniform in ±1/√H, as in the released code of
+            bi-level score matching (Bao et al., 2020); else weights start normal, biases at zero.
     """
 
-    def __init__(self, num_visible: int, num_hidden: int) -> None:
+    def __init__(self, num_visible: int, num_hidden: int, uniform: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_visible, num_hidden) / num_visible**0.5)
         self.visible_bias = nn.Parameter(torch.zeros(num_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
         self.log_scale = nn.Parameter(torch.zeros(num_visible))
+        if uniform:
+            for parameter in (self.weight, self.visible_bias, self.hidden_bias):
+                nn.init.uniform_(parameter, -(num_hidden**-0.5), num_hidden**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """The free energy `(B,)` of visible states `x` `(B, N)`."""
         quadratic = 0.5 * ((x - self.visible_bias) / self.log_scale.exp()).square().sum(-1)
         return quadratic - softplus(self.hidden_bias + x @ self.weight).sum(-1)
+
+    def joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """E(v, h) for `x` `(B, N)` and `z` `(B, H)`; linear in h, so probabilities give means."""
+        quadratic = 0.5 * ((x - self.visible_bias) / self.log_scale.exp()).square().sum(-1)
+        return quadratic - z @ self.hidden_bias - ((x @ self.weight) * z).sum(-1)
 
     def hidden_probability(self, v: Tensor) -> Tensor:
         """p(h_j = 1 | v), with shape `(B, H)`, for `v` `(B, N)`."""

@@ -4,6 +4,7 @@ Data are the first of the run's own test split; its `config.yaml` says which. Pi
 for each kind of image, or for each path; `.pt` keeps the tensor.
 """
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from eblvm.latent import interpolate as paths
 from eblvm.pictures import image_grid, save_image, save_samples
 from eblvm.training import mendable
 
-__all__ = ["inpaint", "interpolate", "reconstruct", "refined_samples"]
+__all__ = ["inpaint", "interpolate", "reconstruct", "refined_samples", "score"]
 
 
 def opened(
@@ -37,27 +38,48 @@ def opened(
     return model, torch.Generator(model.device).manual_seed(seed)
 
 
+def run_data(ckpt: str, **changes: Any) -> Any:
+    """The data module of the run, ready to test on.
+
+    Arguments:
+        ckpt: The checkpoint, beside whose folder the run's `config.yaml` lies.
+        changes: Arguments of the data module that differ from the run's; None drops one.
+
+    Raises:
+        UserError: If there is no `config.yaml`.
+    """
+    config = Path(ckpt).absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"no config.yaml beside {ckpt}, which would say what the data are.")
+    section: Any = OmegaConf.to_container(OmegaConf.load(config), resolve=True)["data"]  # type: ignore
+    arguments = section["init_args"] | changes
+    section["init_args"] = {name: value for name, value in arguments.items() if value is not None}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+    data: Any = parser.instantiate_classes(parser.parse_object({"data": section})).data
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def first_rows(data: Any, num: int, device: Any) -> tuple[Tensor, Tensor]:
+    """The first `num` test data of a data module and their labels."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for batch in data.batches("test"):
+        found.append(batch)
+        if sum(len(x) for x, _ in found) >= num:
+            break
+    x, label = (torch.cat(part)[:num].to(device) for part in zip(*found, strict=True))
+    return x, label
+
+
 def test_data(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
     """The first `num` test data of the run, on the model's device, and their conditions.
 
     Raises:
         UserError: If the run's `config.yaml` is not where it should be.
     """
-    config = Path(ckpt).absolute().parent.parent / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"no config.yaml beside {ckpt}, which would say what the data are.")
-    section = OmegaConf.to_container(OmegaConf.load(config), resolve=True)["data"]  # type: ignore
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    data: Any = parser.instantiate_classes(parser.parse_object({"data": section})).data
-    data.prepare_data()
-    data.setup("test")
-    found: list[tuple[Tensor, Tensor]] = []
-    for batch in data.batches("test"):
-        found.append(batch)
-        if sum(len(x) for x, _ in found) >= num:
-            break
-    x, label = (torch.cat(part)[:num].to(model.device) for part in zip(*found, strict=True))
+    x, label = first_rows(run_data(ckpt), num, model.device)
     condition = getattr(model, "condition", None)
     return x, None if condition is None else condition(x, label)
 
@@ -231,3 +253,30 @@ def hidden(part: str, height: int, width: int) -> Tensor:
         columns = slice(0, width // 2) if part == "left" else slice(width // 2, None)
     mask[rows, columns] = True
     return mask
+
+
+def score(ckpt: str, out: str, data: str | None, num: int, seed: int, device: str | None) -> str:
+    """Every score of test data, a line each, into a table of comma-separated values."""
+    with mendable():
+        model, generator = opened(ckpt, seed, device, "scores")
+        changes: dict[str, Any] = {}
+        if data is not None and Path(data).is_dir():
+            changes = {"dataset": "ImageFolder", "root": data}
+        elif data is not None:
+            changes = {"dataset": data}
+        if changes:  # what is said of the run's own data does not hold for others
+            changes |= dict.fromkeys(("val_size", "limit", "classes", "center_crop", "variant"))
+        x, label = first_rows(run_data(ckpt, **changes), num, model.device)
+        parts = [model.scores(part, generator) for part in x.split(100)]
+    table = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
+    if label.dim() == 1:
+        table = {"label": label.tolist(), **table}
+    try:
+        with open(out, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", *table])
+            writer.writerows([i, *row] for i, row in enumerate(zip(*table.values(), strict=True)))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}.") from error
+    names = ", ".join(parts[0])
+    return f"{len(x)} rows of scores ({names}; high means in-distribution): {out}"

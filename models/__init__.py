@@ -1,8 +1,19 @@
 """What learns: network architectures and the Lightning modules that train them."""
 
+from .bidvl import BiDVL
+from .boltzmann import BoltzmannMachine
 from .classifier import ImageClassifier
 from .data_ebm import DataEBM
 from .guard import DivergenceGuard
+from .joint_bidvl import JointBiDVL
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM", "DataEBM", "DivergenceGuard", "ImageClassifier"]
+__all__ = [
+    "LatentEBM",
+    "DataEBM",
+    "DivergenceGuard",
+    "BiDVL",
+    "JointBiDVL",
+    "BoltzmannMachine",
+    "ImageClassifier",
+]

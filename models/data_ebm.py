@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eblvm.conditions import Condition
 from eblvm.energies import Energy, MaskedEnergy, TiltedEnergy
 from eblvm.latent import Given
-from eblvm.metrics.grid import Bounds, grid_points, log_normalizer
+from eblvm.metrics.grid import Bounds, energy_log_prob
 from eblvm.negatives import (
     AmortizedNegatives,
     Draw,
@@ -377,6 +377,22 @@ class DataEBM(Learner):
         kernel = self.negatives.sampler
         return kernel if num_steps is None else with_steps(kernel, num_steps)
 
+    def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
+
+        `energy`, −E − the reference's; `gradient_norm`, minus the norm of their gradient.
+
+        Raises:
+            TypeError: If the model has a condition, which data from elsewhere lack.
+        """
+        if self.condition is not None:
+            raise TypeError("a conditional energy scores pairs, and here are data alone.")
+        potential = self.potential()
+        with torch.no_grad():
+            energy = potential(x)
+        norm = score(potential, x).flatten(1).norm(dim=1)
+        return {"energy": -energy, "gradient_norm": -norm}
+
     def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
         """The chain of training; a conditional model's for its first example.
 
@@ -396,11 +412,5 @@ class DataEBM(Learner):
         Returns:
             Nats at the centers of the cells, with shape `(resolution²,)`, in float64.
         """
-        potential = self.potential()
-        wide = [((3 * low - high) / 2, (3 * high - low) / 2) for low, high in bounds]
         kind: dict[str, Any] = {"device": self.device, "dtype": next(self.parameters()).dtype}
-        log_z = log_normalizer(potential, wide, 2 * resolution, max_boundary_mass=1, **kind).log_z
-        points = grid_points(bounds, resolution, **kind)
-        with torch.no_grad():
-            energies = torch.cat([potential(part) for part in points.split(50_000)])
-        return -energies.double() - log_z
+        return energy_log_prob(self.potential(), bounds, resolution, **kind)

@@ -169,6 +169,18 @@ class LatentEBM(Learner):
         log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
         return self.latent.log_likelihood(x, num_samples, log_z, generator)
 
+    @torch.no_grad()
+    def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
+
+        `bound`, the terms of the loss, up to the prior's log Z; `reconstruction`, minus the squared
+        error of what the latents' mean decodes to.
+        """
+        error = (x - self.reconstruct(x, generator)).square().flatten(1).sum(1)
+        terms = self.latent.loss(x, generator)
+        bound = -terms["reconstruction"] - terms["prior"]
+        return {"bound": bound, "reconstruction": -error}
+
     def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
         """The chains of training: the prior's, and the posterior's for one datum of the model.
 

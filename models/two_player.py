@@ -39,6 +39,9 @@ class TwoPlayer(Learner):
         ValueError: If a number of steps is less than 1.
     """
 
+    player_first = False
+    """Whether the player moves before the critic."""
+
     def __init__(
         self,
         learning_rates: Mapping[str, float],
@@ -75,7 +78,7 @@ class TwoPlayer(Learner):
 
         Arguments:
             batch: A batch of the data module.
-            generator: Source of all noise of this step.
+            generator: Source of all noise on this batch.
             step: Which of the critic's steps on this batch.
         """
 
@@ -85,6 +88,15 @@ class TwoPlayer(Learner):
 
     def components(self) -> dict[str, nn.Module]:
         return {**self.critic(), **self.player()}
+
+    def terms(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms of both players, at the parameters as they are."""
+        critic = self.critic_terms(batch, generator, 0)
+        return {**critic, **self.player_terms(batch, generator, 0)}
+
+    def turns(self) -> tuple[int, int]:
+        """How many steps critic and player take on this batch."""
+        return self.critic_steps, self.player_steps
 
     def _rates(self, components: Mapping[str, nn.Module]) -> dict[str, float]:
         return {name: lr for name, lr in self.learning_rates.items() if name in components}
@@ -117,20 +129,48 @@ class TwoPlayer(Learner):
                 p.requires_grad_(True)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        critic, player = self._players()
         logged: dict[str, Tensor] = {}
-        for step in range(self.critic_steps):
-            with self.frozen(self.player()):
-                terms = self.critic_terms(batch, self.generator(batch_idx, step), step)
-                self._move(critic, terms, counts=False)
-            logged.update(terms)
-        for step in range(self.player_steps):
-            with self.frozen(self.critic()):
-                offset = self.critic_steps + step
-                terms = self.player_terms(batch, self.generator(batch_idx, offset), step)
-                self._move(player, terms, counts=step == self.player_steps - 1)
-            logged.update(terms)
+        critic_steps, player_steps = self.turns()
+        generator = self.generator(batch_idx)
+        if self.player_first:
+            self._play(batch, generator, player_steps, critic_steps == 0, logged)
+            self._criticize(batch, generator, critic_steps, True, logged)
+        else:
+            self._criticize(batch, generator, critic_steps, player_steps == 0, logged)
+            self._play(batch, generator, player_steps, True, logged)
         self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
+
+    def _criticize(
+        self,
+        batch: Any,
+        generator: torch.Generator,
+        steps: int,
+        last: bool,
+        logged: dict[str, Tensor],
+    ) -> None:
+        """The critic's steps on a batch; its last one counts if it ends the batch."""
+        critic = self._players()[0]
+        for step in range(steps):
+            with self.frozen(self.player()):
+                terms = self.critic_terms(batch, generator, step)
+                self._move(critic, terms, counts=last and step == steps - 1)
+            logged.update(terms)
+
+    def _play(
+        self,
+        batch: Any,
+        generator: torch.Generator,
+        steps: int,
+        last: bool,
+        logged: dict[str, Tensor],
+    ) -> None:
+        """The player's steps on a batch."""
+        player = self._players()[1]
+        for step in range(steps):
+            with self.frozen(self.critic()):
+                terms = self.player_terms(batch, generator, step)
+                self._move(player, terms, counts=last and step == steps - 1)
+            logged.update(terms)
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         optimizers: Any = self.optimizers()

@@ -13,7 +13,13 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 PURE = {"eblvm.samplers", "eblvm.objectives"}
 PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"}
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
-SHELL |= {"eblvm.complaint", "eblvm.diagnosis", "eblvm.clustering", "eblvm.text_evaluation"}
+SHELL |= {
+    "eblvm.outliers",
+    "eblvm.complaint",
+    "eblvm.diagnosis",
+    "eblvm.clustering",
+    "eblvm.text_evaluation",
+}
 SHELL |= {"eblvm.using", "eblvm.refining"}
 
 BELOW = {

@@ -67,7 +67,11 @@ def smaller(name, published=False):
     for path in keys_named(recipe["model"], "widths", ("model",)):
         widths = [max(2, width // 8) for width in at(recipe, path.split("."))]
         overrides += [f"--{path}={widths}"] * (not published)
+    for path in keys_named(recipe["model"], "width", ("model",)):
+        width = at(recipe, path.split("."))
+        overrides += [f"--{path}={max(2, width // 8)}"] * (isinstance(width, int) and not published)
     overrides += [f"--{path}=2" for path in keys_named(recipe["model"], "num_chains", ("model",))]
+    overrides += [f"--{path}=0" for path in keys_named(recipe["model"], "warm_up", ("model",))]
     return overrides
 
 
@@ -89,7 +93,10 @@ def with_cheap_callbacks(name, folder, overrides):
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
-        many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage")
+        for other in arguments.get("others", {}).values():  # whose files are not here
+            other["init_args"] |= {"dataset": "Synthetic", "num_synthetic": 80, "center_crop": None}
+        many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage", ".Modes")
+        many += (".OutOfDistribution",)
         if callback["class_path"].endswith(many):
             arguments["num"] = FEW["num"]
     data = recipe["data"]["init_args"]

@@ -1,17 +1,36 @@
 """Objectives: pure functions, tensors in, `(B,)` out, in nats."""
 
-from .contrastive import contrastive_divergence
+from .contrastive import contrastive_divergence, hinge
+from .divergence import (
+    Cycle,
+    Divergence,
+    ForwardKL,
+    GaussianCycle,
+    ReverseKL,
+    SquaredCycle,
+    SymmetricKL,
+    density_ratio,
+)
 from .information import mutual_information
 from .jeffrey import forward_kl, gaussian_jeffrey, gaussian_nll, reverse_kl
 from .sequences import linear_cross_entropy
 from .variational import gaussian_kl, importance_bound, negative_entropy
 
 __all__ = [
+    "Cycle",
+    "Divergence",
+    "ForwardKL",
+    "GaussianCycle",
+    "ReverseKL",
+    "SquaredCycle",
+    "SymmetricKL",
     "contrastive_divergence",
+    "density_ratio",
     "forward_kl",
     "gaussian_jeffrey",
     "gaussian_kl",
     "gaussian_nll",
+    "hinge",
     "importance_bound",
     "linear_cross_entropy",
     "mutual_information",

@@ -6,7 +6,7 @@ For p(x) ∝ exp(−E(x)), :math:`\nabla \mathbb{E}[-\log p(x)] = \mathbb{E}_{da
 
 from torch import Tensor
 
-__all__ = ["contrastive_divergence"]
+__all__ = ["contrastive_divergence", "hinge"]
 
 
 def contrastive_divergence(positive: Tensor, negative: Tensor) -> Tensor:
@@ -24,3 +24,18 @@ def contrastive_divergence(positive: Tensor, negative: Tensor) -> Tensor:
         The contrast, with shape `(B,)`.
     """
     return positive - negative.mean()
+
+
+def hinge(positive: Tensor, negative: Tensor) -> Tensor:
+    r"""A contrast that stops where it is met, :math:`\max(0, 1 + E^+) + \max(0, 1 - E^-)`.
+
+    Its gradient is that of `contrastive_divergence` while E⁺ > −1 and E⁻ < 1; |E| stays near 1.
+
+    Arguments:
+        positive: Energies of data, with shape `(B,)`.
+        negative: Energies of samples, with shape `(N,)`; the mean of their terms is used.
+
+    Returns:
+        With shape `(B,)`.
+    """
+    return (1 + positive).relu() + (1 - negative).relu().mean()

@@ -9,11 +9,14 @@ from .conditional import (
     TranslationDecoder,
 )
 from .conv import ConvDecoder, ConvEncoder
+from .critic import JointCriticEnergy, StridedDecoder, StridedEncoder, StridedEnergy
 from .dialogue import DialogueDecoder, DialogueEncoder
 from .energy import ConvEnergy, ResidualEnergy
+from .limited import LimitedEnergy
 from .mlp import MLP, MLPEnergy
 from .residual import ResidualTimeNet
 from .same import SameDecoder, SameEncoder
+from .sngan import ResnetDecoder, ResnetEncoder, ResnetEnergy
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
 
@@ -29,14 +32,22 @@ __all__ = [
     "ConvEnergy",
     "DialogueDecoder",
     "DialogueEncoder",
+    "JointCriticEnergy",
     "LabelMap",
+    "LimitedEnergy",
     "MLPEnergy",
     "ResidualEnergy",
     "ResidualTimeNet",
+    "ResnetDecoder",
+    "ResnetEncoder",
+    "ResnetEnergy",
     "SameDecoder",
     "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
+    "StridedDecoder",
+    "StridedEncoder",
+    "StridedEnergy",
     "TranslationDecoder",
     "settle_spectral_norms",
 ]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from eblvm.energies import Energy
 
+from .spectral import spectral_linear
+
 __all__ = ["MLP", "MLPEnergy"]
 
 
@@ -21,6 +23,8 @@ class MLP(nn.Sequential):
         activation: Class of the activation, built without arguments.
         out_shape: Shape of a row coming out, with `out_dim` entries; a vector if None.
         out_activation: Class of a last activation, such as `torch.nn.Tanh` for images.
+        batch_norm: Whether hidden layers are normalized over the batch, before the activation.
+        spectral_norm: Whether all weights have spectral norm 1.
     """
 
     def __init__(
@@ -31,18 +35,23 @@ class MLP(nn.Sequential):
         activation: Callable[[], nn.Module] = nn.GELU,
         out_shape: Sequence[int] | None = None,
         out_activation: Callable[[], nn.Module] | None = None,
+        batch_norm: bool = False,
+        spectral_norm: bool = False,
     ) -> None:
         if out_shape is not None and math.prod(out_shape) != out_dim:
             raise ValueError(
                 f"out_shape {tuple(out_shape)} holds {math.prod(out_shape)} numbers, but out_dim "
                 f"is {out_dim}; they must agree."
             )
+        linear = spectral_linear if spectral_norm else nn.Linear
         layers: list[nn.Module] = [nn.Flatten()]
         width = in_dim
         for hidden in hidden_dims:
-            layers += [nn.Linear(width, hidden), activation()]
+            layers.append(linear(width, hidden))
+            layers += [nn.BatchNorm1d(hidden)] * batch_norm
+            layers.append(activation())
             width = hidden
-        layers.append(nn.Linear(width, out_dim))
+        layers.append(linear(width, out_dim))
         if out_activation is not None:
             layers.append(out_activation())
         if out_shape is not None:
@@ -63,6 +72,7 @@ class MLPEnergy(Energy):
         activation: Class of the activation, built without arguments.
         bound: b, for an energy b tanh(net(x)/b) in (−b, b). As a tilt of a Gaussian it can then not
             run away from its base, however far short chains lag behind; None leaves it unbounded.
+        spectral_norm: Whether all weights have spectral norm 1.
     """
 
     def __init__(
@@ -71,11 +81,12 @@ class MLPEnergy(Energy):
         hidden_dims: Sequence[int] = (200, 200),
         activation: Callable[[], nn.Module] = nn.GELU,
         bound: float | None = None,
+        spectral_norm: bool = False,
     ) -> None:
         super().__init__()
         if bound is not None and not bound > 0:
             raise ValueError(f"bound is {bound}; expected a positive number, or None.")
-        self.net = MLP(in_dim, hidden_dims, 1, activation)
+        self.net = MLP(in_dim, hidden_dims, 1, activation, spectral_norm=spectral_norm)
         self.bound = bound
 
     def forward(self, x: Tensor) -> Tensor:

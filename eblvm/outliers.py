@@ -1,0 +1,174 @@
+"""Out-of-distribution evaluation, as a callback: the scores of a learner on data from elsewhere.
+
+A learner says what scores it has (`scores(x) -> {name: (B,)}`, high means in-distribution). Each is
+judged by how well it tells the test data from other sets. Three of those need no files: uniform
+noise, images of one random gray level (`constant`), and means of two test data (`interpolation`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from eblvm.cli import print_table
+from eblvm.data import DataModule
+from eblvm.data.loader import seeded_generator
+from eblvm.evaluation import Evaluation, gather, log, publish, require
+from eblvm.metrics import aupr, auroc, fpr_at_95_tpr
+
+__all__ = ["OutOfDistribution", "artificial"]
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A learner that scores data."""
+
+    def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Name to scores `(B,)`; high means in-distribution."""
+
+
+def artificial(x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """Noise, constants and interpolations, each as many as there are data, in the shape of `x`.
+
+    Arguments:
+        x: Data in [−1, 1], with shape `(B, *event)`.
+        seed: Of the noise.
+    """
+    generator = seeded_generator(seed, 1)
+    noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
+    level = torch.rand(len(x), *[1] * (x.dim() - 1), generator=generator).to(x) * 2 - 1
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    return {
+        "uniform": noise,
+        "constant": level.expand_as(x).clone(),
+        "interpolation": (x + x[order]) / 2,
+    }
+
+
+class OutOfDistribution(Evaluation):
+    """Areas under curves for every score of the learner and every other set.
+
+    Logs `ood/SET/SCORE`, the area under the receiver operating characteristic (in-distribution is
+    positive, 0.5 is chance); at tests it prints a table with intervals, writes `ood.json` into the
+    run folder, with areas under precision-recall curves and false positive rates, too, and draws
+    histograms. The intervals are for the choice of data: seeds differ by more, so run several.
+
+    Arguments:
+        others: Name to data module, whose test split is taken; its x has the shape of the data's.
+        num: Data of each set.
+        num_bootstrap: Resamples for the intervals.
+        built_in: Whether noise, constants and interpolations are among the sets.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(
+        self,
+        others: dict[str, DataModule] | None = None,
+        num: int = 1000,
+        num_bootstrap: int = 200,
+        built_in: bool = True,
+        every_n_epochs: int = 1,
+    ) -> None:
+        super().__init__(every_n_epochs)
+        if not others and not built_in:
+            raise ValueError("there are no others to tell data from; name one, or set built_in.")
+        self.others = dict(others or {})
+        self.num = num
+        self.num_bootstrap = num_bootstrap
+        self.built_in = built_in
+        self._data: list[Tensor] = []
+
+    def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
+        if sum(map(len, self._data)) < self.num:
+            self._data.append(batch[0])
+
+    def sets(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The other sets by name."""
+        if self.built_in:
+            yield from artificial(x).items()
+        for name, module in self.others.items():
+            module.prepare_data()
+            module.setup("test")
+            found: list[Tensor] = []
+            for batch in module.batches("test"):
+                found.append(batch[0])
+                if sum(map(len, found)) >= self.num:
+                    break
+            other = torch.cat(found)[: self.num].to(x)
+            if other.shape[1:] != x.shape[1:]:
+                raise ValueError(
+                    f"the data of {name} have shape {tuple(other.shape[1:])} and those of the "
+                    f"model {tuple(x.shape[1:])}; set image_size and channels of {name} alike."
+                )
+            yield name, other
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        model: Any = require(learner, Scoring, "OutOfDistribution")
+        x = gather(learner, torch.cat(self._data))[: self.num]
+        self._data = []
+
+        def scores(data: Tensor) -> dict[str, Tensor]:
+            generator = model.generator(0, 7)
+            parts = [model.scores(part, generator) for part in data.split(100)]
+            return {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
+
+        inside = scores(x)
+        outside = {name: scores(other) for name, other in self.sets(x)}
+        bootstrap = self.num_bootstrap if stage == "test" else 0
+        report: dict[str, dict[str, dict[str, list[float]]]] = {}
+        for name, found in outside.items():
+            report[name] = {
+                score: {
+                    figure.__name__: list(figure(inside[score], found[score], bootstrap))
+                    for figure in (auroc, aupr, fpr_at_95_tpr)
+                }
+                for score in inside
+            }
+        areas = {
+            f"ood/{name}/{score}": torch.tensor(figures["auroc"][0])
+            for name, row in report.items()
+            for score, figures in row.items()
+        }
+        log(learner, stage, areas)
+        first = next(iter(inside))
+        publish(trainer, "ood", histograms({"data": inside, **outside}, first))
+        if stage == "test" and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            text = json.dumps({"num": len(x), "figures": report}, indent=2)
+            (folder / "ood.json").write_text(text + "\n", encoding="utf-8")
+            show(report)
+
+
+def show(report: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    """Print a line for each set and score."""
+    from rich.table import Table
+
+    table = Table("other", "score", "AUROC", "interval", "AUPR", "FPR95", box=None)
+    for name, row in report.items():
+        for score, figures in row.items():
+            area, low, high = figures["auroc"]
+            precision, false = figures["aupr"][0], figures["fpr_at_95_tpr"][0]
+            interval = f"{low:.3f}–{high:.3f}"
+            cells = (f"{area:.3f}", interval, f"{precision:.3f}", f"{false:.3f}")
+            table.add_row(name, score, *cells)
+    print_table(table)
+
+
+def histograms(scores: dict[str, dict[str, Tensor]], score: str) -> Any:
+    """One score's histogram on each set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    every = torch.cat([row[score] for row in scores.values()])
+    low, high = (float(every.quantile(q)) for q in (0.005, 0.995))
+    for name, row in scores.items():
+        values = row[score].clamp(low, high).numpy()
+        axes.hist(values, bins=60, range=(low, high), density=True, histtype="step", label=name)
+    axes.set_xlabel(f"{score} (high means in-distribution)")
+    axes.legend()
+    return figure

@@ -1,0 +1,87 @@
+"""The learner of restricted Boltzmann machines by the exact gradient, or by Gibbs sampling."""
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from eblvm.objectives import contrastive_divergence
+from eblvm.rbm import GaussianBernoulliRBM
+from eblvm.samplers import Gibbs
+
+from .learner import Learner
+
+__all__ = ["BoltzmannMachine"]
+
+
+class BoltzmannMachine(Learner):
+    """Maximum likelihood of an RBM, exact where hidden states can be enumerated, or sampled.
+
+    References:
+        Training Products of Experts by Minimizing Contrastive Divergence (Hinton, 2002);
+        Training Restricted Boltzmann Machines using Approximations to the Likelihood Gradient
+        (Tieleman, 2008).
+
+    Arguments:
+        energy: The machine.
+        learning_rate: Of all its parameters.
+        sampler: Contrastive divergence with so many sweeps; the exact gradient if None.
+        num_chains: Persistent chains, which go on where they ended; 0 starts from the data.
+        optimizer: From parameter groups to an optimizer.
+    """
+
+    persistent: Tensor
+
+    def __init__(
+        self,
+        energy: GaussianBernoulliRBM,
+        learning_rate: float = 1e-3,
+        sampler: Gibbs | None = None,
+        num_chains: int = 0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+    ) -> None:
+        super().__init__(optimizer, {"energy": learning_rate})
+        if num_chains and sampler is None:
+            raise ValueError("num_chains needs a sampler; the exact gradient has no chains.")
+        self.save_recipe()
+        self.energy = energy
+        self.sampler = sampler
+        start = torch.zeros(num_chains, len(energy.visible_bias))
+        self.register_buffer("persistent", start.normal_())
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"energy": self.energy}
+
+    def terms(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        x = batch[0]
+        if self.sampler is None:
+            return {"nll": self.energy(x) + self.energy.log_normalizer()}
+        start = self.persistent if len(self.persistent) else x
+        negative = self.sampler(self.energy, start, generator)
+        if len(self.persistent) and self.training:
+            self.persistent = negative
+        return {"contrast": contrastive_divergence(self.energy(x), self.energy(negative))}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        terms = self.terms(batch, self.generator(batch_idx))
+        self.require_finite(terms)
+        self.log_dict({f"train/{name}": term.mean().detach() for name, term in terms.items()})
+        return torch.stack([term.mean() for term in terms.values()]).sum()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", -self.log_likelihood(batch[0]).mean(), sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test/loss", -self.log_likelihood(batch[0]).mean(), sync_dist=True)
+
+    def sample(
+        self, num: int, generator: torch.Generator | None = None, noise: bool = False
+    ) -> Tensor:
+        """Draw v exactly, with shape `(num, N)`; `noise` is without effect."""
+        return self.energy.sample(num, generator)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, x: Tensor, num_samples: int = 0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """log p(v), exact, with shape `(B,)`, in nats."""
+        return -self.energy(x) - self.energy.log_normalizer()

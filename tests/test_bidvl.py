@@ -1,0 +1,268 @@
+"""BiDVL: the cancellation, the frozen encoder, and what the game converges to."""
+
+import numpy as np
+import pytest
+import torch
+from bidvl_parts import SIGNS, exact_noise, game
+from scipy.optimize import root
+
+from eblvm.objectives import (
+    ForwardKL,
+    GaussianCycle,
+    ReverseKL,
+    SquaredCycle,
+    SymmetricKL,
+    contrastive_divergence,
+    gaussian_nll,
+    hinge,
+)
+from eblvm.objectives.divergence import density_ratio
+
+NAMES = ("energy", "likelihood", "posterior")
+
+
+def gradients(learner, x):
+    """d L_UL/dk and d L_LL/d(g, m, log t) through the learner's own terms, as the loop does."""
+    batch, generator = (x, None), torch.Generator()
+    learner.zero_grad()
+    with learner.frozen(learner.player()):
+        terms = learner.critic_terms(batch, generator, 0)
+        sum(t.mean() for t in terms.values()).backward()
+    assert all(p.grad is None for m in learner.player().values() for p in m.parameters())
+    upper = learner.energy.value.grad.clone()
+    with learner.frozen(learner.critic()):
+        terms = learner.player_terms(batch, generator, 0)
+        sum(t.mean() for t in terms.values()).backward()
+    assert torch.equal(learner.energy.value.grad, upper)  # the lower level leaves E alone
+    values = [upper, learner.latent.likelihood.decoder.value.grad]
+    return torch.cat([*values, learner.latent.posterior.encoder.value.grad])
+
+
+def fixed_point(learner, x):
+    parameters = [
+        learner.energy.value,
+        learner.latent.likelihood.decoder.value,
+        learner.latent.posterior.encoder.value,
+    ]
+
+    def field(numbers):
+        new = torch.from_numpy(np.asarray(numbers)).split([1, 1, 2])
+        with torch.no_grad():
+            for parameter, value in zip(parameters, new, strict=True):
+                parameter.copy_(value)
+        return gradients(learner, x).numpy()
+
+    start = torch.cat(parameters).detach().numpy()
+    found = root(field, start, tol=1e-13)
+    assert np.abs(found.fun).max() < 1e-9, found.message
+    return found.x
+
+
+@pytest.mark.parametrize(
+    ("variance", "weight", "factor", "curvature"),
+    [
+        (1.0, 1.0, 0.05, (0.43333333333, 1.0, 1.0)),
+        (1.0, 0.01, 0.05, (-0.00666666667, 0.01, 1.0)),
+        (2.0, 0.5, 0.2, (0.064, 0.125, 0.5)),
+    ],
+)
+class TestFixedPoints:
+    """π = N(0, s²), E = k v²/2, v̂ = g h (+ noise of variance ½), q = N(m v, t)."""
+
+    def test_a_deterministic_generator_gets_its_curvature_from_the_regularizers(
+        self, monkeypatch, variance, weight, factor, curvature
+    ):
+        exact_noise(monkeypatch)
+        s = variance**0.5
+        learner = game(g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight))
+        k, g, m, log_t = fixed_point(learner, s * SIGNS)
+        assert abs(g) == pytest.approx(s, abs=1e-7)
+        assert k == pytest.approx((4 * weight - 2 * factor) / (1 + 2 * variance) ** 2, abs=1e-7)
+        assert k == pytest.approx(curvature[0], abs=1e-7)
+        assert m == pytest.approx(2 * g / (1 + 2 * variance), abs=1e-7)
+        assert np.exp(log_t) == pytest.approx(1 / (1 + 2 * variance), abs=1e-7)
+
+    def test_decoder_noise_with_a_fixed_weight_sets_the_scale_by_the_weight(
+        self, monkeypatch, variance, weight, factor, curvature
+    ):
+        exact_noise(monkeypatch)
+        s = variance**0.5
+        learner = game(
+            g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight), decoder_noise=True
+        )
+        k, g, *_ = fixed_point(learner, s * SIGNS)
+        assert g**2 == pytest.approx(variance - 0.5, abs=1e-7)
+        assert k == pytest.approx(weight / variance**2, abs=1e-7)
+        assert k == pytest.approx(curvature[1], abs=1e-7)
+
+    def test_calibrated_it_is_maximum_likelihood(
+        self, monkeypatch, variance, weight, factor, curvature
+    ):
+        exact_noise(monkeypatch)
+        s = variance**0.5
+        learner = game(
+            g=0.9 * s, lower=SymmetricKL(factor), cycle=GaussianCycle(None), decoder_noise=True
+        )
+        k, *_ = fixed_point(learner, s * SIGNS)
+        assert k == pytest.approx(1 / variance, abs=1e-7)
+        assert k == pytest.approx(curvature[2], abs=1e-7)
+
+
+def encoder_gradient(learner, x):
+    gradients(learner, x)
+    return learner.latent.posterior.encoder.value.grad.clone()
+
+
+def test_the_frozen_encoder_learns_from_the_evidence_bound_alone(monkeypatch):
+    exact_noise(monkeypatch)
+    x = 1.3 * SIGNS
+    both = gradients(game(lower=SymmetricKL(0.2), cycle=SquaredCycle(3.0)), x)
+    alone = gradients(game(lower=ForwardKL(0.2)), x)
+    torch.testing.assert_close(both[2:], alone[2:], rtol=0, atol=1e-15)
+    assert abs(both[1] - alone[1]) > 0.1  # the generator does hear of the cycle
+
+
+def test_without_bound_and_cycle_it_is_the_game_of_a_critic(monkeypatch):
+    exact_noise(monkeypatch)
+    x, k, g = 1.3 * SIGNS, 0.3, 0.8
+    found = gradients(game(k, g, lower=ReverseKL(), cycle=SquaredCycle(0.0)), x)
+    # E v²/2 − E (g h)²/2 upstairs, d/dg k g²/2 downstairs
+    expected = torch.tensor([0.5 * 1.3**2 - 0.5 * g**2, k * g, 0, 0]).double()
+    torch.testing.assert_close(found, expected)
+
+
+def test_with_the_reverse_divergence_alone_the_cycle_teaches_the_encoder(monkeypatch):
+    exact_noise(monkeypatch)
+    found = encoder_gradient(game(lower=ReverseKL(), cycle=SquaredCycle(1.0)), SIGNS)
+    # d/dm (h − m g h)² = −2 g (1 − m g)
+    assert float(found[0]) == pytest.approx(-2 * 0.8 * (1 - 0.5 * 0.8), abs=1e-12)
+
+
+def test_upper_and_lower_level_pull_the_encoder_exactly_apart():
+    z, x = torch.randn(50, 1).double(), torch.randn(50, 1).double()
+    sample = torch.randn(50, 1).double()
+    encoder = game().latent.posterior.encoder
+
+    def log_q(latents, data):
+        return -gaussian_nll(latents, *encoder(data).chunk(2, dim=1)).mean()
+
+    # upper: the joint energy E(x) − log q(z|x), on data (z drawn from q) and on the generator's own
+    (cycle,) = torch.autograd.grad(-log_q(z, sample), encoder.value)
+    mean, log_variance = (part.detach() for part in encoder(x).chunk(2, dim=1))
+    (upper,) = torch.autograd.grad(log_q(z, sample), encoder.value)
+    assert torch.equal(upper + cycle, torch.zeros(2).double())
+    # the share of the data, −E_q ∇ log q, is a score's mean: zero, on two points with its moments
+    pair = torch.cat([mean + (0.5 * log_variance).exp(), mean - (0.5 * log_variance).exp()])
+    (score,) = torch.autograd.grad(log_q(pair, torch.cat([x, x])), encoder.value)
+    assert float(score.abs().max()) < 1e-14
+
+
+def test_not_cancelled_the_encoder_hears_of_samples(monkeypatch):
+    exact_noise(monkeypatch)
+    x = 1.3 * SIGNS
+    learner = game(lower=SymmetricKL(0.2), cancel=False)
+    terms = learner.player_terms((x, None), torch.Generator().manual_seed(0), 0)
+    assert {"upper", "cycle"} <= terms.keys()
+    frozen = encoder_gradient(game(lower=SymmetricKL(0.2)), x)
+    assert not torch.allclose(encoder_gradient(learner, x), frozen)
+    # KL(q(h|v̂) ‖ N(0, 1))/1 with v̂ detached: the generator does not hear of it
+    (gain,) = (
+        torch.autograd.grad(
+            terms["upper"].sum(), learner.latent.likelihood.decoder.value, allow_unused=True
+        )
+        if terms["upper"].requires_grad
+        else (None,)
+    )
+    assert gain is None
+
+
+def test_weights_of_data_are_clamped_ratios(monkeypatch):
+    exact_noise(monkeypatch)
+    energy = torch.tensor([0.0, 0.1, 5.0])
+    ratio = density_ratio(energy, 0.8, 1.2)
+    torch.testing.assert_close(ratio, torch.tensor([1.2, 1.2, 0.8]))
+    close = density_ratio(torch.tensor([0.0, 0.1]), 0.8, 1.2)
+    torch.testing.assert_close(close, torch.tensor([0.05, -0.05]).exp())
+    x = torch.tensor([[0.5], [-0.5], [1.0], [-1.0]]).double()
+    plain = game(lower=ForwardKL(0.2)).player_terms((x, None), torch.Generator(), 0)
+    learner = game(lower=ForwardKL(0.2), ratio_bounds=(0.8, 1.2))
+    found = learner.player_terms((x, None), torch.Generator(), 0)
+    weight = density_ratio(learner.energy(x), 0.8, 1.2)
+    torch.testing.assert_close(found["prior"], weight * plain["prior"])
+    assert float(weight.std()) > 0.01
+
+
+def test_penalties_are_what_they_say(monkeypatch):
+    exact_noise(monkeypatch)
+    x, k = torch.tensor([[0.5], [2.0]]).double(), 0.3
+    monkeypatch.setattr(game().latent.prior.__class__, "sample", lambda s, n, g=None: SIGNS[:2])
+    learner = game(k, gradient_penalty=0.2, energy_penalty=0.1)
+    terms = learner.critic_terms((x, None), torch.Generator(), 0)
+    torch.testing.assert_close(terms["gradient_penalty"], 0.1 * (k * x[:, 0]) ** 2)
+    sample = 0.5 * k * 0.8**2
+    torch.testing.assert_close(
+        terms["energy_penalty"], 0.1 * ((0.5 * k * x[:, 0] ** 2) ** 2 + sample**2)
+    )
+    (slope,) = torch.autograd.grad(terms["gradient_penalty"].sum(), learner.energy.value)
+    assert float(slope) == pytest.approx(float(0.2 * k * x.square().sum()))
+
+
+def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
+    inside = torch.tensor([-0.9, 0.5, 3.0], requires_grad=True)
+    outside = torch.tensor([0.9, -0.5, -3.0], requires_grad=True)
+    pair = [
+        torch.autograd.grad(f(inside, outside).mean(), (inside, outside))
+        for f in (hinge, contrastive_divergence)
+    ]
+    torch.testing.assert_close(pair[0], pair[1])
+    met = hinge(torch.tensor([-2.0]), torch.tensor([2.0]))
+    assert float(met) == 0.0
+
+
+def test_a_warm_up_without_bound_and_negative_settings_are_refused():
+    with pytest.raises(ValueError, match="this divergence has none"):
+        game(lower=ReverseKL(), warm_up=10)
+    with pytest.raises(ValueError, match=r"gradient_penalty is -1\.0; expected 0 or more"):
+        game(gradient_penalty=-1.0)
+    with pytest.raises(ValueError, match="one of them positive"):
+        ForwardKL(0.0)
+
+
+def test_scores_are_high_for_data(monkeypatch):
+    learner = game(k=1.0, g=0.7, m=0.7, log_t=-0.7)
+    x = torch.tensor([[0.1], [3.0]]).double()
+    scores = learner.scores(x, torch.Generator().manual_seed(0))
+    assert all(float(s[0]) > float(s[1]) for n, s in scores.items() if n != "likelihood_ratio")
+    torch.testing.assert_close(scores["energy"], -0.5 * x[:, 0] ** 2)
+    torch.testing.assert_close(scores["gradient_norm"], -x[:, 0].abs())
+    constant = -0.5 * (np.log(2 * np.pi) - 0.7)
+    torch.testing.assert_close(scores["joint"], scores["energy"] + constant)
+    torch.testing.assert_close(scores["reconstruction"], -((x[:, 0] * (1 - 0.49)) ** 2))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
+    """Both optimizers, the vectors of spectral normalization, batch statistics, and all noise."""
+    small = ["--data.num_train=80", "--data.num_val=20", "--data.num_test=20"]
+    small += ["--data.batch_size=20", "--trainer.callbacks=[]", "--trainer.accelerator=cpu"]
+    small += ["--trainer.enable_progress_bar=false", "--monitor=val/loss", "--ema=0.9"]
+    small += ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
+    recipe = ["fit", "--config", "toy/bidvl_8gaussians", *small]
+
+    def state(runs):
+        (last,) = (tmp_path / runs).rglob("last.ckpt")
+        return last, torch.load(last)
+
+    done = eblvm(*recipe, "--runs=a", "--trainer.max_steps=6")
+    assert done.status == 0, done.err
+    assert eblvm(*recipe, "--runs=b", "--trainer.max_steps=3").status == 0
+    done = eblvm("fit", "--ckpt_path", state("b")[0], "--trainer.max_steps=6")
+    assert done.status == 0, done.err
+    whole, resumed = state("a")[1], state("b")[1]
+    assert whole["global_step"] == resumed["global_step"] == 6
+    assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    for one, other in zip(whole["optimizer_states"], resumed["optimizer_states"], strict=True):
+        for index, found in one["state"].items():
+            for key, value in found.items():
+                assert torch.equal(value, other["state"][index][key]), key

@@ -1,0 +1,75 @@
+"""Out-of-distribution evaluation: artificial sets, the callback, and `eblvm score`."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+
+from eblvm.outliers import OutOfDistribution, artificial
+
+
+def test_artificial_sets_are_what_they_say():
+    x = 2 * torch.rand(2000, 1, 4, 4) - 1
+    sets = artificial(x)
+    assert all(other.shape == x.shape for other in sets.values())
+    # U(−1, 1): mean 0, variance 1/3; 32,000 numbers
+    assert float(sets["uniform"].mean()) == pytest.approx(0, abs=0.02)
+    assert float(sets["uniform"].var()) == pytest.approx(1 / 3, abs=0.01)
+    constant = sets["constant"].flatten(1)
+    assert float(constant.std(1).max()) == 0
+    assert float(constant[:, 0].var()) == pytest.approx(1 / 3, abs=0.03)
+    # means of two independent numbers have half the variance
+    assert float(sets["interpolation"].var()) == pytest.approx(float(x.var()) / 2, rel=0.05)
+    assert torch.equal(artificial(x)["uniform"], sets["uniform"])
+
+
+def test_no_others_at_all_are_refused():
+    with pytest.raises(ValueError, match="there are no others"):
+        OutOfDistribution(built_in=False)
+
+
+@pytest.fixture
+def run(eblvm, tmp_path, tiny):
+    """A tiny run whose recipe has the callback."""
+    recipe = yaml.safe_load(tiny.read_text())
+    data = recipe["data"]
+    recipe["trainer"]["callbacks"] = [
+        {
+            "class_path": "eblvm.outliers.OutOfDistribution",
+            "init_args": {"num": 20, "num_bootstrap": 10, "others": {"same": data}},
+        }
+    ]
+    path = tmp_path / "ood.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1")
+    assert done.status == 0, done.err
+    (last,) = tmp_path.rglob("last.ckpt")
+    return last
+
+
+def test_a_test_prints_writes_and_draws(run, eblvm):
+    done = eblvm("test", "--ckpt_path", run)
+    assert done.status == 0, done.err
+    assert "AUROC" in done.out
+    folder = run.parents[1]
+    report = json.loads((folder / "ood.json").read_text())
+    assert {"uniform", "constant", "interpolation", "same"} == report["figures"].keys()
+    for score in ("bound", "reconstruction"):
+        value, low, high = report["figures"]["same"][score]["auroc"]
+        assert low <= value <= high
+        assert 0.2 < value < 0.8  # the data themselves, up to the noise of a bound's draw
+    metrics = json.loads((folder / "test.json").read_text())
+    assert 0 <= metrics["test/ood/uniform/bound"] <= 1
+    assert list((folder / "pictures").glob("ood_test.png"))
+
+
+def test_scores_of_the_run_s_own_data_become_a_table(run, eblvm, tmp_path):
+    done = eblvm("score", "--ckpt", run, "--num", 5, "--out", tmp_path / "s.csv")
+    assert done.status == 0, done.err
+    with open(tmp_path / "s.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    assert {"index", "bound", "reconstruction"} <= rows[0].keys()
+    assert float(rows[0]["reconstruction"]) <= 0
