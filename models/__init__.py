@@ -2,7 +2,8 @@
 
 from .classifier import ImageClassifier
 from .data_ebm import DataEBM
+from .denoising_ebm import DenoisingEBM
 from .guard import DivergenceGuard
 from .latent_ebm import LatentEBM
 
-__all__ = ["LatentEBM", "DataEBM", "DivergenceGuard", "ImageClassifier"]
+__all__ = ["LatentEBM", "DataEBM", "DenoisingEBM", "DivergenceGuard", "ImageClassifier"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         features_for,
     )
     from .frechet import FrechetDistance, frechet_distance
-    from .grid import LogNormalizer, grid_points, histogram_kl, kl_on_grid, log_normalizer
+    from .grid import LogNormalizer, energy_log_prob, grid_points, histogram_kl, kl_on_grid, log_normalizer
     from .language import (
         ControlAccuracy,
         LanguageModel,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         importance_log_likelihood,
     )
     from .manifold import DensityCoverage, PrecisionRecall
+    from .modes import ModeCount, count_modes
     from .symbols import Homogeneity, MutualInformation, SymbolAccuracy, homogeneity
     from .words import WordKL, word_kl
 
@@ -61,7 +62,8 @@ _NAMES = {
         "effective_sample_size",
         "bits_per_dim",
     ],
-    "grid": ["grid_points", "log_normalizer", "LogNormalizer", "kl_on_grid", "histogram_kl"],
+    "modes": ["count_modes", "ModeCount"],
+    "grid": ["energy_log_prob", "grid_points", "log_normalizer", "LogNormalizer", "kl_on_grid", "histogram_kl"],
     "detection": ["auroc", "aupr", "fpr_at_95_tpr", "Estimate"],
     "bleu": ["CorpusBLEU", "corpus_bleu"],
     "words": ["WordKL", "word_kl"],
@@ -78,6 +80,8 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "count_modes",
+    "ModeCount",
     "FeatureExtractor",
     "PixelFeatures",
     "ClassifierFeatures",
@@ -92,6 +96,7 @@ __all__ = [
     "importance_log_likelihood",
     "effective_sample_size",
     "bits_per_dim",
+    "energy_log_prob",
     "grid_points",
     "log_normalizer",
     "LogNormalizer",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "Bounds",
+    "energy_log_prob",
     "LogNormalizer",
     "grid_points",
     "histogram_kl",
@@ -121,6 +122,33 @@ def log_normalizer(
             "or, if the density is meant to end there, pass `max_boundary_mass=1`."
         )
     return LogNormalizer(log_z, boundary_mass)
+
+
+def energy_log_prob(
+    energy: LogDensity,
+    bounds: Bounds,
+    resolution: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """log p(x) of an energy of the plane; log Z is summed over a box twice as wide.
+
+    Arguments:
+        energy: E, `(B, 2) -> (B,)`.
+        bounds: The box, `((x_low, x_high), (y_low, y_high))`.
+        resolution: Cells per axis.
+        device: Where the energy lives.
+        dtype: The type of its inputs.
+
+    Returns:
+        Nats at the centers of the cells, with shape `(resolution²,)`, in float64.
+    """
+    wide = [((3 * low - high) / 2, (3 * high - low) / 2) for low, high in bounds]
+    with torch.no_grad():
+        z = log_normalizer(energy, wide, 2 * resolution, 1.0, device, dtype)
+        points = grid_points(bounds, resolution, device, dtype)
+        energies = torch.cat([energy(part) for part in points.split(_CHUNK)])
+    return -energies.double() - z.log_z
 
 
 def kl_on_grid(

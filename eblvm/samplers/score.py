@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .frozen import frozen
 
-__all__ = ["EnergyFn", "score", "value_and_gradient"]
+__all__ = ["EnergyFn", "score", "squared_gradient", "value_and_gradient"]
 
 EnergyFn = Callable[[Tensor], Tensor]
 """`(B, *event) -> (B,)`; low is likely. A conditional energy becomes one by `functools.partial`."""
@@ -74,6 +74,22 @@ def value_and_gradient(
             ) from error
         raise
     return e.detach(), gradient
+
+
+def squared_gradient(energy: EnergyFn, x: Tensor) -> Tensor:
+    r""":math:`\|\nabla_x E(x)\|^2`, with a graph to the energy's parameters: a penalty's core.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        x: Where, with shape `(B, *event)`; nothing flows back to it.
+
+    Returns:
+        With shape `(B,)`.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
 
 
 def _explain(e: Tensor, x: Tensor) -> None:

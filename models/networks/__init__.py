@@ -16,6 +16,7 @@ from .residual import ResidualTimeNet
 from .same import SameDecoder, SameEncoder
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
+from .timed import TimedMLP, TimedMLPEncoder, TimedMLPEnergy, TimedMLPGenerator
 
 __all__ = [
     "MLP",
@@ -37,6 +38,10 @@ __all__ = [
     "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
+    "TimedMLP",
+    "TimedMLPEncoder",
+    "TimedMLPEnergy",
+    "TimedMLPGenerator",
     "TranslationDecoder",
     "settle_spectral_norms",
 ]
