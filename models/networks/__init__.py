@@ -10,6 +10,7 @@ from .conditional import (
 )
 from .conv import ConvDecoder, ConvEncoder
 from .dialogue import DialogueDecoder, DialogueEncoder
+from .down import DownNet, StepCritic, StepEncoder, StridedStepEncoder
 from .energy import ConvEnergy, ResidualEnergy
 from .mlp import MLP, MLPEnergy
 from .residual import ResidualTimeNet
@@ -17,6 +18,7 @@ from .same import SameDecoder, SameEncoder
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
 from .timed import TimedMLP, TimedMLPEncoder, TimedMLPEnergy, TimedMLPGenerator
+from .unet import UNet, UNetEnergy, UNetGenerator
 
 __all__ = [
     "MLP",
@@ -30,6 +32,7 @@ __all__ = [
     "ConvEnergy",
     "DialogueDecoder",
     "DialogueEncoder",
+    "DownNet",
     "LabelMap",
     "MLPEnergy",
     "ResidualEnergy",
@@ -38,10 +41,16 @@ __all__ = [
     "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
+    "StepCritic",
+    "StepEncoder",
+    "StridedStepEncoder",
     "TimedMLP",
     "TimedMLPEncoder",
     "TimedMLPEnergy",
     "TimedMLPGenerator",
     "TranslationDecoder",
+    "UNet",
+    "UNetEnergy",
+    "UNetGenerator",
     "settle_spectral_norms",
 ]
