@@ -19,6 +19,7 @@ from eblvm.metrics import (
     FrechetDistance,
     MeanLogLikelihood,
     PrecisionRecall,
+    count_modes,
     grid_points,
 )
 from eblvm.metrics.grid import histogram_kl, kl_of_masses
@@ -27,7 +28,9 @@ from eblvm.pictures import density_figure, image_grid, save_image, scatter_figur
 __all__ = [
     "GridDensity",
     "Likelihood",
+    "Modes",
     "Reconstructions",
+    "SampleDensity",
     "SampleQuality",
     "Samples",
 ]
@@ -349,3 +352,68 @@ class GridDensity(Evaluation):
         log(learner, stage, figures)
         maps = {"data": truth, "model": log_prob}
         publish(trainer, "density", density_figure(maps, samples[:3000], bounds))
+
+
+class Modes(Evaluation):
+    """Samples against the modes of a mixture of Gaussians, which must be known.
+
+    Logs `near`, the share of samples within three standard deviations of a center (0.989 for
+    perfect samples of the plane); `modes`, the centers visited by 0.16 of their fair share or more;
+    `modes_least` and `modes_most`, the rarest and the commonest mode over its fair share.
+
+    Arguments:
+        num: Samples, drawn with the observation noise.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, num: int = 10_000, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        density = getattr(getattr(trainer, "datamodule", None), "density", None)
+        centers, std = getattr(density, "centers", None), getattr(density, "std", None)
+        if centers is None or std is None:
+            raise TypeError(
+                "Modes needs data that are a mixture of Gaussians with known centers, such as "
+                "EightGaussians or GaussianGrid; drop the callback for others."
+            )
+        model: Any = require(learner, Sampling, "Modes")
+        samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
+        count = count_modes(samples, centers, std)
+        figures = {
+            "near": count.near,
+            "modes": count.hit,
+            "modes_least": count.least,
+            "modes_most": count.most,
+        }
+        log(learner, stage, {n: torch.tensor(float(value)) for n, value in figures.items()})
+
+
+class SampleDensity(Evaluation):
+    """Samples against the density of the plane that the data have, for models without a density.
+
+    Logs `sample_kl`, as `GridDensity` does.
+
+    Arguments:
+        num: Samples, drawn with the observation noise.
+        bins: Cells per axis of the histogram.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, num: int = 20_000, bins: int = 50, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+        self.bins = bins
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        density = getattr(getattr(trainer, "datamodule", None), "density", None)
+        if density is None:
+            raise TypeError(
+                "SampleDensity needs the data's own density, and this data module has none. Use "
+                "eblvm.data.DensityDataModule, or drop the callback."
+            )
+        model: Any = require(learner, Sampling, "SampleDensity")
+        samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
+        kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)
+        log(learner, stage, {"sample_kl": kl})

@@ -86,6 +86,11 @@ class TwoPlayer(Learner):
     def components(self) -> dict[str, nn.Module]:
         return {**self.critic(), **self.player()}
 
+    def terms(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms of both players, at the parameters as they are."""
+        critic = self.critic_terms(batch, generator, 0)
+        return {**critic, **self.player_terms(batch, generator, 0)}
+
     def _rates(self, components: Mapping[str, nn.Module]) -> dict[str, float]:
         return {name: lr for name, lr in self.learning_rates.items() if name in components}
 

@@ -65,6 +65,9 @@ def smaller(name, published=False):
     for path in keys_named(recipe["model"], "widths", ("model",)):
         widths = [max(2, width // 8) for width in at(recipe, path.split("."))]
         overrides += [f"--{path}={widths}"] * (not published)
+    if recipe["model"]["class_path"].endswith("DenoisingEBM"):
+        for path in keys_named(recipe["model"], "width", ("model",)):
+            overrides += [f"--{path}=8"] * (not published)
     overrides += [f"--{path}=2" for path in keys_named(recipe["model"], "num_chains", ("model",))]
     return overrides
 
@@ -87,7 +90,7 @@ def with_cheap_callbacks(name, folder, overrides):
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
-        many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage")
+        many = (".SampleQuality", ".GridDensity", ".SampleDensity", ".Sentences", ".WrittenLanguage")
         if callback["class_path"].endswith(many):
             arguments["num"] = FEW["num"]
     data = recipe["data"]["init_args"]
@@ -149,7 +152,7 @@ def visit(name, overrides, eblvm, folder):
     assert done.status == 0, done.err
     assert "test.json" in done.out
     kind = content(name)["model"]["class_path"].rpartition(".")[2]
-    if kind == "DataEBM":
+    if kind in ("DataEBM", "DenoisingEBM"):
         done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", "samples.png")
         assert done.status == 0, done.err
         assert Path("samples.png").stat().st_size > 200
