@@ -130,9 +130,7 @@ class Reconstruction(ABC):
     """−log p(x_t | x_{t+1}, z) of data, or a stand-in."""
 
     @abstractmethod
-    def __call__(
-        self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor
-    ) -> Tensor:
+    def __call__(self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor) -> Tensor:
         """With shape `(B,)`.
 
         Arguments:
@@ -174,9 +172,7 @@ class GaussianReconstruction(Reconstruction):
             floor = float(step_variance(schedule, self.floor_level, like).flatten()[0])
         return step_variance(schedule, t, like).clamp(min=floor)
 
-    def __call__(
-        self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor
-    ) -> Tensor:
+    def __call__(self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor) -> Tensor:
         v = self.variance(schedule, jump.t, jump.x)
         error = (jump.x - mean(z)).square() / v + v.log()
         loss = 0.5 * error.flatten(1).sum(1)
@@ -201,9 +197,7 @@ class SquaredReconstruction(Reconstruction):
     def __init__(self, posterior: bool = True) -> None:
         self.posterior = posterior
 
-    def __call__(
-        self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor
-    ) -> Tensor:
+    def __call__(self, jump: Jump, schedule: NoiseSchedule, mean: StepMean, z: Tensor) -> Tensor:
         made = mean(z) if self.posterior else jump.fake_mean
         return (jump.x - made).square().flatten(1).sum(1)
 

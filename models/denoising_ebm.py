@@ -115,7 +115,7 @@ class DenoisingEBM(TwoPlayer):
             average = get_ema_multi_avg_fn(ema_decay)
             for name, module in self.components().items():
                 copy = AveragedModel(module, multi_avg_fn=average).requires_grad_(False)
-                self.averaged[name] = copy.eval()
+                self.averaged[name] = copy
         self._shared: Jump | None = None
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
@@ -145,9 +145,7 @@ class DenoisingEBM(TwoPlayer):
 
     def jump(self, x: Tensor, generator: torch.Generator | None = None) -> Jump:
         """Steps at random levels: of data `x`, `(B, *event)`, and of the generator."""
-        t = torch.randint(
-            len(self.schedule), (len(x),), device=x.device, generator=generator
-        )
+        t = torch.randint(len(self.schedule), (len(x),), device=x.device, generator=generator)
         x_t, x_next = self.schedule.sample_pair(x, t, generator)
         z = noise_like(x.new_empty(len(x), self.latent_dim), generator)
         mean = self.transition(x_next, t, z)

@@ -139,7 +139,9 @@ SADDLES = [
 """Level, λ, reconstruction; curvature (of data: 1), slope and variance of x_t given x_{t+1}."""
 
 
-@pytest.mark.parametrize(("t", "weight", "reconstruction", "curvature", "slope", "variance"), SADDLES)
+@pytest.mark.parametrize(
+    ("t", "weight", "reconstruction", "curvature", "slope", "variance"), SADDLES
+)
 def test_saddle_point(t, weight, reconstruction, curvature, slope, variance, monkeypatch):
     """λ = 1 and the evidence bound recover the truth; the released weights do not.
 

@@ -90,7 +90,13 @@ def with_cheap_callbacks(name, folder, overrides):
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
-        many = (".SampleQuality", ".GridDensity", ".SampleDensity", ".Sentences", ".WrittenLanguage")
+        many = (
+            ".SampleQuality",
+            ".GridDensity",
+            ".SampleDensity",
+            ".Sentences",
+            ".WrittenLanguage",
+        )
         if callback["class_path"].endswith(many):
             arguments["num"] = FEW["num"]
     data = recipe["data"]["init_args"]

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         features_for,
     )
     from .frechet import FrechetDistance, frechet_distance
-    from .grid import LogNormalizer, energy_log_prob, grid_points, histogram_kl, kl_on_grid, log_normalizer
+    from .grid import (
+        LogNormalizer,
+        energy_log_prob,
+        grid_points,
+        histogram_kl,
+        kl_on_grid,
+        log_normalizer,
+    )
     from .language import (
         ControlAccuracy,
         LanguageModel,
@@ -63,7 +70,14 @@ _NAMES = {
         "bits_per_dim",
     ],
     "modes": ["count_modes", "ModeCount"],
-    "grid": ["energy_log_prob", "grid_points", "log_normalizer", "LogNormalizer", "kl_on_grid", "histogram_kl"],
+    "grid": [
+        "energy_log_prob",
+        "grid_points",
+        "log_normalizer",
+        "LogNormalizer",
+        "kl_on_grid",
+        "histogram_kl",
+    ],
     "detection": ["auroc", "aupr", "fpr_at_95_tpr", "Estimate"],
     "bleu": ["CorpusBLEU", "corpus_bleu"],
     "words": ["WordKL", "word_kl"],

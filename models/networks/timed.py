@@ -57,9 +57,7 @@ class TimedMLP(nn.Module):
         table = sinusoidal_table(MAX_TIMESTEPS, time_dim)
         self.register_buffer("table", table, persistent=False)
         norm, own = batch_norm, batch_statistics
-        self.time = nn.Sequential(
-            *dense(time_dim, 16, False, False), *dense(16, 32, False, False)
-        )
+        self.time = nn.Sequential(*dense(time_dim, 16, False, False), *dense(16, 32, False, False))
         self.vector = nn.Sequential(*dense(in_dim, 16, norm, own), *dense(16, 32, norm, own))
         trunk: list[nn.Module] = [nn.PReLU()]
         width = 64

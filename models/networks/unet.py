@@ -199,9 +199,7 @@ class UNet(nn.Module):
             )
         self.width = width
         time_dim = 4 * width
-        self.time = nn.Sequential(
-            linear(width, time_dim), nn.SiLU(), linear(time_dim, time_dim)
-        )
+        self.time = nn.Sequential(linear(width, time_dim), nn.SiLU(), linear(time_dim, time_dim))
         sizes = [image_size // 2**i for i in range(len(multipliers))]
         common = (time_dim, style_dim, dropout)
 
