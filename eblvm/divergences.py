@@ -257,7 +257,9 @@ def tied(
 class ReverseKL(StepDivergence):
     r"""The critic's maximum likelihood, against a generator that minimizes KL(π ‖ p).
 
-    .. math:: L_\theta &= E_\theta(x_t) - E_\theta(\tilde x_t) + \tfrac\gamma2 \|\nabla_x E_\theta\|^2 \\
+    .. math::
+        L_\theta &= E_\theta(x_t) - E_\theta(\tilde x_t)
+        + \tfrac\gamma2 \|\nabla_x E_\theta\|^2 \\
         L_{\phi,\psi} &= E_\theta(\tilde x_t) + \frac{\|a_{t+1} \tilde x_t - x_{t+1}\|^2}
         {2 \sigma_{t+1}^2} - \lambda \log q_\psi(z \mid \tilde x_t, x_{t+1})
 

@@ -114,6 +114,8 @@ class DenoisingEBM(TwoPlayer):
         if ema_decay is not None:
             average = get_ema_multi_avg_fn(ema_decay)
             for name, module in self.components().items():
+                if not list(module.parameters()):
+                    continue
                 copy = AveragedModel(module, multi_avg_fn=average).requires_grad_(False)
                 self.averaged[name] = copy
         self._shared: Jump | None = None

@@ -8,6 +8,7 @@ References:
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class StridedStepEncoder(nn.Module):
         self.level = LevelMap(time_dim)
         widths = [width * 2**i for i in range(num_halvings + 1)]
         self.convs = nn.ModuleList([nn.Conv2d(2 * channels, width, 3, padding=1, bias=False)])
-        for below, above in zip(widths, widths[1:], strict=False):
+        for below, above in pairwise(widths):
             self.convs.append(nn.Conv2d(below, above, 4, stride=2, padding=1, bias=False))
         self.times = nn.ModuleList(linear(time_dim, w) for w in widths)
         size = image_size // 2**num_halvings
