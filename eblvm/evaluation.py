@@ -30,6 +30,7 @@ __all__ = [
     "Likelihood",
     "Modes",
     "Reconstructions",
+    "SampleDensity",
     "SampleQuality",
     "Samples",
 ]
@@ -387,3 +388,32 @@ class Modes(Evaluation):
             "modes_most": count.most,
         }
         log(learner, stage, {n: torch.tensor(float(value)) for n, value in figures.items()})
+
+
+class SampleDensity(Evaluation):
+    """Samples against the density of the plane that the data have, for models without a density.
+
+    Logs `sample_kl`, as `GridDensity` does.
+
+    Arguments:
+        num: Samples, drawn with the observation noise.
+        bins: Cells per axis of the histogram.
+        every_n_epochs: Epochs between looks.
+    """
+
+    def __init__(self, num: int = 20_000, bins: int = 50, every_n_epochs: int = 1) -> None:
+        super().__init__(every_n_epochs)
+        self.num = num
+        self.bins = bins
+
+    def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        density = getattr(getattr(trainer, "datamodule", None), "density", None)
+        if density is None:
+            raise TypeError(
+                "SampleDensity needs the data's own density, and this data module has none. Use "
+                "eblvm.data.DensityDataModule, or drop the callback."
+            )
+        model: Any = require(learner, Sampling, "SampleDensity")
+        samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
+        kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)
+        log(learner, stage, {"sample_kl": kl})

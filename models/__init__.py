@@ -4,6 +4,7 @@ from .bidvl import BiDVL
 from .boltzmann import BoltzmannMachine
 from .classifier import ImageClassifier
 from .data_ebm import DataEBM
+from .denoising_ebm import DenoisingEBM
 from .guard import DivergenceGuard
 from .joint_bidvl import JointBiDVL
 from .latent_ebm import LatentEBM
@@ -11,6 +12,7 @@ from .latent_ebm import LatentEBM
 __all__ = [
     "LatentEBM",
     "DataEBM",
+    "DenoisingEBM",
     "DivergenceGuard",
     "BiDVL",
     "JointBiDVL",

@@ -44,6 +44,9 @@ BELOW = {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"),
         "eblvm.samplers",
     },
+    "eblvm.divergences": {
+        *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
+    },
     "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),

@@ -69,7 +69,9 @@ def smaller(name, published=False):
         overrides += [f"--{path}={widths}"] * (not published)
     for path in keys_named(recipe["model"], "width", ("model",)):
         width = at(recipe, path.split("."))
-        overrides += [f"--{path}={max(2, width // 8)}"] * (isinstance(width, int) and not published)
+        denoising = recipe["model"]["class_path"].endswith("DenoisingEBM")
+        less = 8 if denoising else max(2, width // 8) if isinstance(width, int) else width
+        overrides += [f"--{path}={less}"] * (isinstance(width, int) and not published)
     overrides += [f"--{path}=2" for path in keys_named(recipe["model"], "num_chains", ("model",))]
     overrides += [f"--{path}=0" for path in keys_named(recipe["model"], "warm_up", ("model",))]
     return overrides
@@ -96,7 +98,7 @@ def with_cheap_callbacks(name, folder, overrides):
         for other in arguments.get("others", {}).values():  # whose files are not here
             other["init_args"] |= {"dataset": "Synthetic", "num_synthetic": 80, "center_crop": None}
         many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage", ".Modes")
-        many += (".OutOfDistribution",)
+        many += (".OutOfDistribution", ".SampleDensity")
         if callback["class_path"].endswith(many):
             arguments["num"] = FEW["num"]
     data = recipe["data"]["init_args"]
@@ -158,7 +160,7 @@ def visit(name, overrides, eblvm, folder):
     assert done.status == 0, done.err
     assert "test.json" in done.out
     kind = content(name)["model"]["class_path"].rpartition(".")[2]
-    if kind == "DataEBM":
+    if kind in ("DataEBM", "DenoisingEBM"):
         done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", "samples.png")
         assert done.status == 0, done.err
         assert Path("samples.png").stat().st_size > 200

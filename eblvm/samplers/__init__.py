@@ -11,13 +11,14 @@ from .kernel import Kernel
 from .langevin import Langevin
 from .mala import MALA
 from .noise import noise_like
-from .score import EnergyFn, score
+from .score import EnergyFn, score, squared_gradient
 from .tempering import ParallelTempering
 from .underdamped import Underdamped
 
 __all__ = [
     "EnergyFn",
     "score",
+    "squared_gradient",
     "frozen",
     "Sampler",
     "Chain",

@@ -11,6 +11,7 @@ from .conditional import (
 from .conv import ConvDecoder, ConvEncoder
 from .critic import JointCriticEnergy, StridedDecoder, StridedEncoder, StridedEnergy
 from .dialogue import DialogueDecoder, DialogueEncoder
+from .down import DownNet, StepCritic, StepEncoder, StridedStepEncoder
 from .energy import ConvEnergy, ResidualEnergy
 from .limited import LimitedEnergy
 from .mlp import MLP, MLPEnergy
@@ -19,6 +20,8 @@ from .same import SameDecoder, SameEncoder
 from .sngan import ResnetDecoder, ResnetEncoder, ResnetEnergy
 from .spectral import settle_spectral_norms
 from .text import SentenceDecoder, SentenceEncoder
+from .timed import TimedMLP, TimedMLPEncoder, TimedMLPEnergy, TimedMLPGenerator
+from .unet import UNet, UNetEnergy, UNetGenerator
 
 __all__ = [
     "MLP",
@@ -32,6 +35,7 @@ __all__ = [
     "ConvEnergy",
     "DialogueDecoder",
     "DialogueEncoder",
+    "DownNet",
     "JointCriticEnergy",
     "LabelMap",
     "LimitedEnergy",
@@ -45,9 +49,19 @@ __all__ = [
     "SameEncoder",
     "SentenceDecoder",
     "SentenceEncoder",
+    "StepCritic",
+    "StepEncoder",
     "StridedDecoder",
     "StridedEncoder",
     "StridedEnergy",
+    "StridedStepEncoder",
+    "TimedMLP",
+    "TimedMLPEncoder",
+    "TimedMLPEnergy",
+    "TimedMLPGenerator",
     "TranslationDecoder",
+    "UNet",
+    "UNetEnergy",
+    "UNetGenerator",
     "settle_spectral_norms",
 ]

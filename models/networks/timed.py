@@ -1,0 +1,164 @@
+"""Multilayer perceptrons of a state and its level of noise, for diffusions of the plane."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eblvm.energies import TimeEnergy
+
+from .residual import sinusoidal_table
+
+__all__ = ["TimedMLP", "TimedMLPEncoder", "TimedMLPEnergy", "TimedMLPGenerator"]
+
+MAX_TIMESTEPS = 1000
+
+
+def dense(in_dim: int, out_dim: int, norm: bool, statistics: bool, act: bool = True) -> list:
+    """A linear layer, a normalization over the batch, an activation."""
+    layers: list[nn.Module] = [nn.Linear(in_dim, out_dim)]
+    if norm:
+        layers.append(nn.BatchNorm1d(out_dim, track_running_stats=not statistics))
+    return layers + [nn.PReLU()] * act
+
+
+class TimedMLP(nn.Module):
+    """A branch for vectors and one for their level, joined by a trunk: `(B, D), (B,) -> (B, K)`.
+
+    The activations have a slope each, which is learned.
+
+    References:
+        Improving Adversarial Energy-Based Model via Diffusion Process (Geng et al., 2024), released
+        code for 2-D data, whose numbers of parameters these networks have at their defaults.
+
+    Arguments:
+        in_dim: D.
+        out_dim: K.
+        hidden_dims: Widths of the trunk.
+        time_dim: Width of the embedding of levels.
+        batch_norm: Whether layers of the vectors' branch and of the trunk, the last one included,
+            are normalized over the batch.
+        batch_statistics: Whether the batch's own statistics normalize it in evaluation, too. A
+            batch of training mixes levels and one of sampling does not, so the statistics differ.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dims: Sequence[int] = (300, 300),
+        time_dim: int = 16,
+        batch_norm: bool = False,
+        batch_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        table = sinusoidal_table(MAX_TIMESTEPS, time_dim)
+        self.register_buffer("table", table, persistent=False)
+        norm, own = batch_norm, batch_statistics
+        self.time = nn.Sequential(*dense(time_dim, 16, False, False), *dense(16, 32, False, False))
+        self.vector = nn.Sequential(*dense(in_dim, 16, norm, own), *dense(16, 32, norm, own))
+        trunk: list[nn.Module] = [nn.PReLU()]
+        width = 64
+        for hidden in hidden_dims:
+            trunk += dense(width, hidden, norm, own)
+            width = hidden
+        self.trunk = nn.Sequential(*trunk, *dense(width, out_dim, norm, own, act=False))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """With shape `(B, K)`, of vectors `(B, D)` at levels int64 `(B,)`."""
+        return self.trunk(torch.cat([self.vector(x), self.time(self.table[t])], dim=1))
+
+
+class TimedMLPEnergy(TimeEnergy):
+    """An energy of vectors for each level, `(B, D), (B,) -> (B,)`; 111,516 parameters at D = 2.
+
+    Arguments:
+        in_dim: D.
+        context_dim: Width of the context that comes as a third argument, such as the noisier state
+            for the critic of a denoising diffusion GAN; 0 for none.
+        hidden_dims: Widths of the trunk.
+        time_dim: Width of the embedding of levels.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        context_dim: int = 0,
+        hidden_dims: Sequence[int] = (300, 300),
+        time_dim: int = 16,
+    ) -> None:
+        super().__init__()
+        self.net = TimedMLP(in_dim + context_dim, 1, hidden_dims, time_dim)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is not None:
+            x = torch.cat([x, context], dim=1)
+        return self.net(x, t).squeeze(1)
+
+
+class TimedMLPGenerator(nn.Module):
+    """The clean datum from its noisy state and a latent; 113,149 parameters as published.
+
+    `(x_next, t, z) -> (B, D)`; the published one has `batch_norm` and, in sampling,
+    `batch_statistics`.
+
+    Arguments:
+        data_dim: D.
+        latent_dim: Width of z.
+        hidden_dims: Widths of the trunk.
+        time_dim: Width of the embedding of levels.
+        batch_norm: As in `TimedMLP`.
+        batch_statistics: As in `TimedMLP`.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        hidden_dims: Sequence[int] = (300, 300),
+        time_dim: int = 16,
+        batch_norm: bool = False,
+        batch_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        width = data_dim + latent_dim
+        self.net = TimedMLP(width, data_dim, hidden_dims, time_dim, batch_norm, batch_statistics)
+
+    def forward(self, x_next: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        return self.net(torch.cat([x_next, z], dim=1), t)
+
+
+class TimedMLPEncoder(nn.Module):
+    """Mean and log-variance of the latent behind a step; 117,459 parameters as published.
+
+    `(x, x_next, t) -> (B, 2 Z)`; the published one has `batch_norm`.
+
+    Arguments:
+        data_dim: D.
+        latent_dim: Z.
+        hidden_dims: Widths of the trunk.
+        time_dim: Width of the embedding of levels.
+        feature_dim: Width of what the two linear heads share.
+        batch_norm: As in `TimedMLP`.
+        batch_statistics: As in `TimedMLP`.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        hidden_dims: Sequence[int] = (300, 300),
+        time_dim: int = 16,
+        feature_dim: int = 16,
+        batch_norm: bool = False,
+        batch_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = (2 * data_dim, feature_dim, hidden_dims, time_dim)
+        self.net = TimedMLP(*sizes, batch_norm, batch_statistics)
+        self.head = nn.Linear(feature_dim, 2 * latent_dim)
+
+    def forward(self, x: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+        return self.head(self.net(torch.cat([x, x_next], dim=1), t))
