@@ -75,10 +75,12 @@ class LatentNorm(nn.Module):
     def __init__(self, dim: int, style_dim: int) -> None:
         super().__init__()
         self.norm = group_norm(dim, affine=not style_dim)
-        self.style = linear(style_dim, 2 * dim) if style_dim else None
-        if self.style is not None:
-            with torch.no_grad():
-                self.style.bias[:dim] = 1.0  # type: ignore[index]
+        self.style: nn.Linear | None = None
+        if style_dim:
+            layer = nn.Linear(style_dim, 2 * dim)
+            start(layer)
+            nn.init.ones_(layer.bias[:dim])
+            self.style = layer
 
     def forward(self, x: Tensor, style: Tensor | None) -> Tensor:
         x = self.norm(x)
