@@ -248,7 +248,7 @@ def test_ranks_share_a_batch_of_one_length():
 
 def test_labels_by_name():
     _, label = next(grammar().batches("val"))
-    assert label.shape == (16, 2)
+    assert label.shape == (16, 3)
     _, topic = next(grammar(labels=["topic"]).batches("val"))
     assert torch.equal(topic, label[:, 0])
     assert list(grammar(labels=["sentiment"]).label_values) == ["sentiment"]
