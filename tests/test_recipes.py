@@ -70,7 +70,7 @@ def smaller(name, published=False):
     for path in keys_named(recipe["model"], "width", ("model",)):
         width = at(recipe, path.split("."))
         denoising = recipe["model"]["class_path"].endswith("DenoisingEBM")
-        less = 8 if denoising else max(2, width // 8) if isinstance(width, int) else width
+        less = 8 if denoising else max(2, width // 16 * 2) if isinstance(width, int) else width
         overrides += [f"--{path}={less}"] * (isinstance(width, int) and not published)
     overrides += [f"--{path}=2" for path in keys_named(recipe["model"], "num_chains", ("model",))]
     overrides += [f"--{path}=0" for path in keys_named(recipe["model"], "warm_up", ("model",))]
