@@ -239,6 +239,9 @@ class LabeledSubset(Callback):
 
     Arguments:
         per_class: Labels per class.
+
+    Raises:
+        ValueError: When training starts, if rows have several labels.
     """
 
     def __init__(self, per_class: int) -> None:
@@ -262,6 +265,11 @@ class LabeledSubset(Callback):
         found: dict[int, list[tuple[int, Tensor]]] = {}
         index = trainer.global_rank
         for x, label in parts(trainer)[0].batches("train", in_order=True):
+            if label.dim() != 1:
+                raise ValueError(
+                    f"labels of a batch have shape {tuple(label.shape)}; LabeledSubset expects one "
+                    "per row. Name one label in the data module's `labels`."
+                )
             x = trainer.precision_plugin.convert_input(x)
             for row, y in zip(x, label.tolist(), strict=True):
                 if y >= 0 and len(found.setdefault(y, [])) < self.per_class:
@@ -296,7 +304,7 @@ def parts(trainer: Trainer) -> tuple[DataModule, ResumableLoader, ResumableSampl
         and isinstance(sampler, ResumableSampler)
     ):
         raise TypeError(
-            f"GeometricClustering relabels and reorders training data, which takes a "
+            f"training data can be clustered, relabeled or picked from where they come from an "
             f"eblvm.data.DataModule; this run has a {type(data).__name__} and a "
             f"{type(loader).__name__}."
         )

@@ -95,6 +95,8 @@ def with_cheap_callbacks(name, folder, overrides):
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
+        if "label" in arguments:
+            arguments["label"] = "sentiment"  # of the stand-in
         for other in arguments.get("others", {}).values():  # whose files are not here
             other["init_args"] |= {"dataset": "Synthetic", "num_synthetic": 80, "center_crop": None}
         many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage", ".Modes")
@@ -107,7 +109,8 @@ def with_cheap_callbacks(name, folder, overrides):
         if "Dialogue" in recipe["data"]["class_path"]:
             sizes["num_context"] = 2
         data["corpus"] = {"class_path": "eblvm.data.GrammarCorpus", "init_args": sizes}
-        data.pop("labels", None)
+        if re.search("CrossEntropy|FewLabels", (recipe_root() / f"{name}.yaml").read_text()):
+            data["labels"] = ["sentiment"]  # one label, as it expects; with two values
     path = folder / f"{name.replace('/', '_')}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path, left
