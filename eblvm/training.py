@@ -27,7 +27,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from eblvm.callbacks import CompileNetworks, Interrupt, Progress, RandomState
+from eblvm.callbacks import CompileNetworks, Cost, Interrupt, Progress, RandomState
 from eblvm.checkpoint import check_weights, load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError, recipe_root, resolve_recipe
 from eblvm.complaint import retell
@@ -143,7 +143,7 @@ class CommandLine(LightningCLI):
         bars = (RichProgressBar, TQDMProgressBar)
         callbacks[:] = [Progress(options.monitor) if type(c) in bars else c for c in callbacks]
         folder = self.run_dir / "checkpoints"
-        callbacks += [RandomState(), Interrupt(str(folder / "last.ckpt"))]
+        callbacks += [RandomState(), Cost(), Interrupt(str(folder / "last.ckpt"))]
         if options.ema:
             callbacks.append(EMAWeightAveraging(decay=options.ema))
         if options.compile:
@@ -570,15 +570,18 @@ def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataM
         recipe: A name such as `image/lebm_digits`, or a file.
         overrides: As on the command line, such as `--data.batch_size=32`.
     """
+    line = parse(recipe, *overrides)
+    return line.model, line.datamodule
+
+
+def parse(recipe: str, *overrides: str) -> CommandLine:
+    """The objects of a recipe, arguments as of `build`: `model`, `datamodule`, `trainer`."""
     path = resolve_recipe(recipe)
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
-        command_line = CommandLine(
-            recipe_name(path), run=False, args=["--config", str(path), *overrides]
-        )
+        return CommandLine(recipe_name(path), run=False, args=["--config", str(path), *overrides])
     finally:
         sys.argv = argv
-    return command_line.model, command_line.datamodule
 
 
 def options_of(parser: LightningArgumentParser, subcommand: str | None) -> list[str]:
