@@ -72,6 +72,11 @@ CLI_ERRORS = {
     "data option": (["--data.batch_siz=4"], "Did you mean batch_size?"),
     "nested option": (["--model.latent.prior.tilt.hidden_dim=[3]"], "Did you mean hidden_dims"),
     "class": (["--model.latent.prior=GausianPrior"], "Did you mean GaussianPrior"),
+    "abstract class": (
+        ["--model.latent.prior.tilt=eblvm.energies.TimeEnergy"],
+        "--model.latent.prior.tilt: Expected an instantiatable class, but eblvm.energies.TimeEnergy "
+        "is abstract",
+    ),
     "unknown class": (["--model=VAE"], "--model: there is no class 'VAE'"),
     "type": (["--trainer.max_epochs=x"], "--trainer.max_epochs: expected int, got 'x'"),
     "nested type": (["--data.image_size=big"], "--data.image_size: expected int, got 'big'"),
