@@ -13,13 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table as RichTable
+
 from eblvm.benchmarks.page import page
 from eblvm.benchmarks.run import read_results
 from eblvm.benchmarks.statistics import LEGEND, LEVEL, Comparison, Summary, compare, summarize
 from eblvm.benchmarks.suite import Suite, Table
-from eblvm.cli import UserError
+from eblvm.cli import UserError, print_table
 
 __all__ = ["Part", "gather", "write_report"]
+
+MARKS = {"best": " *", "tied": " ≈"} | dict.fromkeys(("", "label"), "")
+"""What stands behind a figure on a terminal."""
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -110,7 +115,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Suite], list[Part]]:
 
 
 def write_report(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
-    """Write `report.md`, its pictures, and `report.html`; both paths.
+    """Print the tables; write `report.md`, its pictures, and `report.html`; both paths.
 
     Arguments:
         folders: That `eblvm bench` made.
@@ -119,6 +124,11 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
     suites, parts = gather(folders)
     out.mkdir(parents=True, exist_ok=True)
     sections = [Section(part) for part in parts]
+    for section in sections:
+        table = RichTable(*section.header, box=None, header_style="bold", title=section.title)
+        for row in section.rows():
+            table.add_row(*(f"{text}{MARKS[kind]}" for text, kind in row))
+        print_table(table)
     markdown, html = out / "report.md", out / "report.html"
     markdown.write_text(as_markdown(suites, sections, out), encoding="utf-8")
     html.write_text(page(suites, sections), encoding="utf-8")
