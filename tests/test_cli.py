@@ -74,8 +74,7 @@ CLI_ERRORS = {
     "class": (["--model.latent.prior=GausianPrior"], "Did you mean GaussianPrior"),
     "abstract class": (
         ["--model.latent.prior.tilt=eblvm.energies.TimeEnergy"],
-        "--model.latent.prior.tilt: Expected an instantiatable class, but eblvm.energies.TimeEnergy "
-        "is abstract",
+        "Expected an instantiatable class, but eblvm.energies.TimeEnergy is abstract",
     ),
     "unknown class": (["--model=VAE"], "--model: there is no class 'VAE'"),
     "type": (["--trainer.max_epochs=x"], "--trainer.max_epochs: expected int, got 'x'"),
