@@ -160,7 +160,7 @@ def sample(arguments: Sequence[str]) -> None:
     if ("top_k" in how or "top_p" in how) and "temperature" not in how:
         how["temperature"] = 1.0
 
-    from eblvm.training import draw
+    from eblvm.using import draw, refined_samples
 
     if refined == {"steps": None, "label": None, "strip": False}:
         print(draw(**options, how=how))
@@ -170,8 +170,6 @@ def sample(arguments: Sequence[str]) -> None:
             "--steps, --label and --strip are for energies of data, and --symbol, --temperature, "
             "--top-k, --top-p and --beam for latent-variable models; give one kind."
         )
-    from eblvm.using import refined_samples
-
     out = options.pop("out") or "samples.png"
     print(
         refined_samples(

@@ -316,7 +316,7 @@ def test_interrupt_keeps_the_state_and_the_command_it_prints_resumes(eblvm, tiny
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):
-    from eblvm.training import claim_run_dir, next_run_dir
+    from eblvm.runs import claim_run_dir, next_run_dir
 
     assert next_run_dir(str(tmp_path), "a/b").name == "version_0"
     folders = [claim_run_dir(str(tmp_path), "a/b") for _ in range(3)]
