@@ -38,7 +38,6 @@ td.tied::after { content: " ≈"; color: var(--soft); }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
 figure { margin: 0; max-width: 36rem; }
 figure img { height: auto; max-width: 100%; width: 100%; }
-.samples img { image-rendering: pixelated; }
 figcaption, .soft, summary { color: var(--soft); font-size: .85rem; }
 pre { font-size: .8rem; overflow-x: auto; white-space: pre-wrap; }
 ul { padding-left: 1.2rem; }

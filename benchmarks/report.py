@@ -331,9 +331,7 @@ def pareto(part: Part) -> bytes | None:
     axes.plot(*zip(*front, strict=True), color="0.5", linewidth=1, linestyle=":", zorder=0)
     for i, (label, (cost, summary)) in enumerate(points.items()):
         error = 0.0 if math.isnan(summary.deviation) else summary.deviation
-        axes.errorbar(
-            cost, summary.mean, error, fmt="o", color=f"C{i % 10}", capsize=3, label=label
-        )
+        axes.errorbar(cost, summary.mean, error, fmt="o", color=color(i), capsize=3, label=label)
     axes.set_xlabel("processor time of training, s")
     axes.set_ylabel(f"{metric} ({better} is better)")
     axes.set_xscale("log")
@@ -360,7 +358,7 @@ def curves(part: Part) -> bytes | None:
         own = None if label in named else label
         named.add(label)
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, marker=".", color=f"C{i % 10}", alpha=0.8, label=own)
+        axes.plot(steps, values, marker=".", color=color(i), alpha=0.8, label=own)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"validation {metric}")
     axes.legend(fontsize=8, framealpha=0)
@@ -375,6 +373,13 @@ def read_curve(path: Path, name: str) -> list[tuple[int, float]]:
         rows = [(int(row["step"]) + 1, row.get(name)) for row in csv.DictReader(file)]
     found = [(step, float(value)) for step, value in rows if value]
     return [(step, value) for step, value in found if math.isfinite(value)]
+
+
+def color(i: int) -> Any:
+    """The i-th of twenty colors."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](2 * i % 20 + (i // 10) % 2)
 
 
 def canvas() -> tuple[Any, Any]:

@@ -230,18 +230,20 @@ class TestReport:
             gather([tmp_path])
 
     @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-    @pytest.mark.parametrize("width", [390, 1200])
-    def test_in_a_browser(self, folder, tmp_path, width):
+    @pytest.mark.parametrize(("width", "scheme", "dark"), [(390, 0, True), (1200, 1, False)])
+    def test_in_a_browser(self, folder, tmp_path, width, scheme, dark):
         _, html = write_report([folder], tmp_path)
         probe = (
             "<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth,"
-            "images: [...document.images].map(i => i.complete && i.naturalWidth > 0)})</script>"
+            "images: [...document.images].map(i => i.complete && i.naturalWidth > 0),"
+            "ink: getComputedStyle(document.body).color})</script>"
         )
         html.write_text(html.read_text().replace("</body>", probe + "</body>"))
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         flags += "--disable-background-networking --disable-component-update --disable-sync "
         flags += f"--user-data-dir={tmp_path / 'chromium'} --window-size={width},900 "
-        flags += "--virtual-time-budget=5000 --dump-dom"
+        flags += f"--virtual-time-budget=5000 --blink-settings=preferredColorScheme={scheme} "
+        flags += "--dump-dom"
         done = subprocess.run(
             ["chromium", *flags.split(), html.as_uri()],
             capture_output=True,
@@ -253,6 +255,7 @@ class TestReport:
         seen = json.loads(title)
         assert seen["images"] == [True, True]
         assert seen["wide"] <= max(width, 500), "the page itself never scrolls sideways"
+        assert (int(re.search(r"\d+", seen["ink"])[0]) > 128) == dark, "light ink on dark ground"
 
 
 def bench(*arguments, folder, **more):
