@@ -14,12 +14,19 @@ __all__ = ["TimedMLP", "TimedMLPEncoder", "TimedMLPEnergy", "TimedMLPGenerator"]
 MAX_TIMESTEPS = 1000
 
 
+class Slope(nn.PReLU):
+    """`nn.PReLU` with one slope, in operations that are vectorized on a CPU also backwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x.relu(), x, self.weight)
+
+
 def dense(in_dim: int, out_dim: int, norm: bool, statistics: bool, act: bool = True) -> list:
     """A linear layer, a normalization over the batch, an activation."""
     layers: list[nn.Module] = [nn.Linear(in_dim, out_dim)]
     if norm:
         layers.append(nn.BatchNorm1d(out_dim, track_running_stats=not statistics))
-    return layers + [nn.PReLU()] * act
+    return layers + [Slope()] * act
 
 
 class TimedMLP(nn.Module):
@@ -59,7 +66,7 @@ class TimedMLP(nn.Module):
         norm, own = batch_norm, batch_statistics
         self.time = nn.Sequential(*dense(time_dim, 16, False, False), *dense(16, 32, False, False))
         self.vector = nn.Sequential(*dense(in_dim, 16, norm, own), *dense(16, 32, norm, own))
-        trunk: list[nn.Module] = [nn.PReLU()]
+        trunk: list[nn.Module] = [Slope()]
         width = 64
         for hidden in hidden_dims:
             trunk += dense(width, hidden, norm, own)
