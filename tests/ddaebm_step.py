@@ -7,7 +7,6 @@ with f = −E as published. It is slow and plain, and there to be compared with.
 import math
 
 import torch
-from torch.nn import functional as F
 
 
 def betas(num, low, high, eps=1e-3):
@@ -115,7 +114,9 @@ def adam(parameters, gradients, state, lr, b1, b2, eps=1e-8):
 class Step:
     """Algorithm and state: one call is one batch."""
 
-    def __init__(self, theta, phi, psi, beta, gamma, lam, floor=1e-2, eps=1e-6, total=True, lr=1e-4):
+    def __init__(
+        self, theta, phi, psi, beta, gamma, lam, floor=1e-2, eps=1e-6, total=True, lr=1e-4
+    ):
         copies = [[p.detach().clone().requires_grad_() for p in row] for row in (theta, phi, psi)]
         self.theta, self.phi, self.psi = copies
         self.beta, self.gamma, self.lam, self.floor, self.eps = beta, gamma, lam, floor, eps

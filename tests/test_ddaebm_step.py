@@ -74,15 +74,15 @@ def test_losses_and_gradients(betas, total, floor, tolerance):
     jump = ours.jump(data, ours.generator(0, 2))
     theta = [p.detach().clone() for p in ours.energy.parameters()]
     critic = ours.divergence.critic_terms(ours.energy, ours.schedule, jump, 0)
-    gradients = torch.autograd.grad(sum(t.mean() for t in critic.values()), ours.energy.parameters())
+    gradients = torch.autograd.grad(
+        sum(t.mean() for t in critic.values()), ours.energy.parameters()
+    )
     expected = published(data, k, *draws)
     with torch.no_grad():  # the player meets the energy as updated
         for ours_, theirs in zip(ours.energy.parameters(), published.theta, strict=True):
             ours_.copy_(theirs)
     mean = partial(ours.transition, jump.x_next, jump.t)
-    player = ours.divergence.player_terms(
-        ours.energy, ours.schedule, jump, mean, ours.generator(0)
-    )
+    player = ours.divergence.player_terms(ours.energy, ours.schedule, jump, mean, ours.generator(0))
     constants = {  # sums over two dimensions that ours leaves out, or has where they do not
         "adversarial": (torch.log(2 * math.pi * ours.schedule.sigma[k + 1] ** 2)).mean(),
         "entropy": -LAMBDA * math.log(2 * math.pi),
