@@ -376,7 +376,7 @@ class Jeffrey(ReverseKL):
         z = location + (0.5 * log_variance).exp() * noise_like(location, generator)
         reconstruction = self.reconstruction(jump, schedule, mean, z)
         return terms | {
-            "kl": self.forward_weight * gaussian_kl(location, log_variance),
+            "latent_kl": self.forward_weight * gaussian_kl(location, log_variance),
             "reconstruction": self.forward_weight * reconstruction,
         }
 

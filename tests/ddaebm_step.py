@@ -162,6 +162,6 @@ class Step:
             "penalty": penalty,
             "adversarial": adversarial,
             "entropy": self.lam * entropy,
-            "kl": kl,
+            "latent_kl": kl,
             "reconstruction": reconstruction,
         }
