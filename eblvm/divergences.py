@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from .energies import RecoveryEnergy, TimeEnergy
 from .objectives import contrastive_divergence, gaussian_kl, gaussian_nll
-from .samplers import EnergyFn, noise_like, squared_gradient
+from .samplers import EnergyFn, noise_like, value_and_squared_gradient
 from .schedules import NoiseSchedule, at
 
 __all__ = [
@@ -121,9 +121,19 @@ class GradientPenalty:
         progress = min(step / self.num_steps, 1.0)
         return self.every * self.weight * (self.final_weight / self.weight) ** progress
 
-    def __call__(self, energy: EnergyFn, total: EnergyFn, x: Tensor, weight: float) -> Tensor:
-        """The penalty on data `x`, with shape `(B,)`; of `total` or of `energy` alone."""
-        return 0.5 * weight * squared_gradient(total if self.total else energy, x)
+    def __call__(
+        self, energy: EnergyFn, x: Tensor, weight: float, tie: EnergyFn | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The energies of data and their penalty, of one pass, each with shape `(B,)`.
+
+        Arguments:
+            energy: E.
+            x: Data, with shape `(B, *event)`.
+            weight: γ, of `at`.
+            tie: The tie, needed by `total`.
+        """
+        value, squared = value_and_squared_gradient(energy, x, tie if self.total else None)
+        return value, 0.5 * weight * squared
 
 
 class Reconstruction(ABC):
@@ -297,13 +307,13 @@ class ReverseKL(StepDivergence):
     def critic_terms(
         self, energy: TimeEnergy, schedule: NoiseSchedule, jump: Jump, step: int
     ) -> dict[str, Tensor]:
-        both = energy(torch.cat([jump.x, jump.fake.detach()]), jump.t.repeat(2))
-        terms = {"contrast": contrastive_divergence(*both.chunk(2))}
-        if self.penalty is not None and (weight := self.penalty.at(step)):
-            total = tied(energy, schedule, jump.x_next, jump.t)
-            alone = partial(energy, t=jump.t)
-            terms["penalty"] = self.penalty(alone, total, jump.x, weight)
-        return terms
+        if self.penalty is None or not (weight := self.penalty.at(step)):
+            both = energy(torch.cat([jump.x, jump.fake.detach()]), jump.t.repeat(2))
+            return {"contrast": contrastive_divergence(*both.chunk(2))}
+        tie = tied(energy, schedule, jump.x_next, jump.t).tie
+        real, penalty = self.penalty(partial(energy, t=jump.t), jump.x, weight, tie)
+        fake = energy(jump.fake.detach(), jump.t)
+        return {"contrast": contrastive_divergence(real, fake), "penalty": penalty}
 
     def player_terms(
         self,
@@ -366,7 +376,7 @@ class Jeffrey(ReverseKL):
         z = location + (0.5 * log_variance).exp() * noise_like(location, generator)
         reconstruction = self.reconstruction(jump, schedule, mean, z)
         return terms | {
-            "kl": self.forward_weight * gaussian_kl(location, log_variance),
+            "latent_kl": self.forward_weight * gaussian_kl(location, log_variance),
             "reconstruction": self.forward_weight * reconstruction,
         }
 
@@ -394,14 +404,12 @@ class NonSaturating(StepDivergence):
     def critic_terms(
         self, energy: TimeEnergy, schedule: NoiseSchedule, jump: Jump, step: int
     ) -> dict[str, Tensor]:
-        terms = {
-            "real": F.softplus(energy(jump.x, jump.t, jump.x_next)),
-            "fake": F.softplus(-energy(jump.fake.detach(), jump.t, jump.x_next)),
-        }
-        if self.penalty is not None and (weight := self.penalty.at(step)):
-            alone = partial(energy, t=jump.t, context=jump.x_next)
-            terms["penalty"] = self.penalty(alone, alone, jump.x, weight)
-        return terms
+        alone = partial(energy, t=jump.t, context=jump.x_next)
+        terms = {"fake": F.softplus(-alone(jump.fake.detach()))}
+        if self.penalty is None or not (weight := self.penalty.at(step)):
+            return {"real": F.softplus(alone(jump.x)), **terms}
+        real, penalty = self.penalty(alone, jump.x, weight)
+        return {"real": F.softplus(real), **terms, "penalty": penalty}
 
     def player_terms(
         self,

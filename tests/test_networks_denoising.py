@@ -19,6 +19,7 @@ from eblvm.models.networks import (
     UNetGenerator,
 )
 from eblvm.models.networks.resample import Resample, StridedConv
+from eblvm.models.networks.timed import Slope, waves
 from eblvm.models.networks.unet import level_embedding
 from eblvm.schedules import VariancePreservingSchedule
 
@@ -74,6 +75,35 @@ def naive(x, up, pad):
         x = 4 * spread
     h = F.conv2d(F.pad(x, (pad[0], pad[1], pad[0], pad[1])), kernel, groups=x.shape[1])
     return h if up else h[:, :, ::2, ::2]
+
+
+def test_slopes_are_those_of_prelu_and_of_its_derivatives():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    found = []
+    for make in (Slope, nn.PReLU):
+        module = make().double()
+        y = module(x)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        second = torch.autograd.grad(gradient.square().sum(), [x, module.weight])
+        found.append([y, gradient, *second])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_waves_double_their_frequency():
+    x = torch.randn(5, 2)
+    columns = [x, *((2**j * x).sin() for j in range(3)), *((2**j * x).cos() for j in range(3))]
+    torch.testing.assert_close(waves(x, 3), torch.cat(columns, 1))
+    assert waves(x, 0) is x
+    settings = {"hidden_dims": [8], "branch_dims": [8], "num_waves": 3}
+    t = torch.zeros(5, dtype=torch.long)
+    x_next = x + 2 * torch.pi  # seen by the state itself only
+    energy = TimedMLPEnergy(2, **settings)
+    with torch.no_grad():
+        energy.net.vector[0].weight[:, :2] = 0
+        torch.testing.assert_close(energy(x, t), energy(x_next, t), rtol=1e-4, atol=1e-5)
+        assert TimedMLPGenerator(2, 3, **settings)(x, t, torch.randn(5, 3)).shape == (5, 2)
+        assert TimedMLPEncoder(2, 3, **settings)(x, x_next, t).shape == (5, 6)
 
 
 def test_smooth_resampling_is_filtering_of_spread_pixels():

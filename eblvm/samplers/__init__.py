@@ -11,7 +11,7 @@ from .kernel import Kernel
 from .langevin import Langevin
 from .mala import MALA
 from .noise import noise_like
-from .score import EnergyFn, score, squared_gradient
+from .score import EnergyFn, score, squared_gradient, value_and_squared_gradient
 from .tempering import ParallelTempering
 from .underdamped import Underdamped
 
@@ -19,6 +19,7 @@ __all__ = [
     "EnergyFn",
     "score",
     "squared_gradient",
+    "value_and_squared_gradient",
     "frozen",
     "Sampler",
     "Chain",

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from .frozen import frozen
 
-__all__ = ["EnergyFn", "score", "squared_gradient", "value_and_gradient"]
+__all__ = [
+    "EnergyFn",
+    "score",
+    "squared_gradient",
+    "value_and_gradient",
+    "value_and_squared_gradient",
+]
 
 EnergyFn = Callable[[Tensor], Tensor]
 """`(B, *event) -> (B,)`; low is likely. A conditional energy becomes one by `functools.partial`."""
@@ -86,10 +92,28 @@ def squared_gradient(energy: EnergyFn, x: Tensor) -> Tensor:
     Returns:
         With shape `(B,)`.
     """
+    return value_and_squared_gradient(energy, x)[1]
+
+
+def value_and_squared_gradient(
+    energy: EnergyFn, x: Tensor, tie: EnergyFn | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""E(x) and :math:`\|\nabla_x (E + \mathrm{tie})(x)\|^2` of one pass, both with a graph.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        x: Where, with shape `(B, *event)`; nothing flows back to it.
+        tie: Another energy whose gradient counts, and whose value does not; none if None.
+
+    Returns:
+        Two tensors `(B,)`.
+    """
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=True)
-    return gradient.square().flatten(1).sum(1)
+        value = energy(leaf)
+        whole = value if tie is None else value + tie(leaf)
+        (gradient,) = torch.autograd.grad(whole.sum(), leaf, create_graph=True)
+    return value, gradient.square().flatten(1).sum(1)
 
 
 def _explain(e: Tensor, x: Tensor) -> None:

@@ -14,12 +14,27 @@ __all__ = ["TimedMLP", "TimedMLPEncoder", "TimedMLPEnergy", "TimedMLPGenerator"]
 MAX_TIMESTEPS = 1000
 
 
+class Slope(nn.PReLU):
+    """`nn.PReLU` with one slope, in operations that are vectorized on a CPU also backwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x.relu(), x, self.weight)
+
+
 def dense(in_dim: int, out_dim: int, norm: bool, statistics: bool, act: bool = True) -> list:
     """A linear layer, a normalization over the batch, an activation."""
     layers: list[nn.Module] = [nn.Linear(in_dim, out_dim)]
     if norm:
         layers.append(nn.BatchNorm1d(out_dim, track_running_stats=not statistics))
-    return layers + [nn.PReLU()] * act
+    return layers + [Slope()] * act
+
+
+def waves(x: Tensor, num: int) -> Tensor:
+    """x, and sin and cos of 2ʲ x for j = 0 … num − 1: `(B, D)` to `(B, D (1 + 2 num))`."""
+    if not num:
+        return x
+    phase = torch.cat([2**j * x for j in range(num)], dim=1)
+    return torch.cat([x, phase.sin(), phase.cos()], dim=1)
 
 
 class TimedMLP(nn.Module):
@@ -40,6 +55,7 @@ class TimedMLP(nn.Module):
             are normalized over the batch.
         batch_statistics: Whether the batch's own statistics normalize it in evaluation, too. A
             batch of training mixes levels and one of sampling does not, so the statistics differ.
+        branch_dims: Widths of the vectors' branch.
     """
 
     table: Tensor
@@ -52,15 +68,21 @@ class TimedMLP(nn.Module):
         time_dim: int = 16,
         batch_norm: bool = False,
         batch_statistics: bool = False,
+        branch_dims: Sequence[int] = (16, 32),
     ) -> None:
         super().__init__()
         table = sinusoidal_table(MAX_TIMESTEPS, time_dim)
         self.register_buffer("table", table, persistent=False)
         norm, own = batch_norm, batch_statistics
         self.time = nn.Sequential(*dense(time_dim, 16, False, False), *dense(16, 32, False, False))
-        self.vector = nn.Sequential(*dense(in_dim, 16, norm, own), *dense(16, 32, norm, own))
-        trunk: list[nn.Module] = [nn.PReLU()]
-        width = 64
+        branch: list[nn.Module] = []
+        width = in_dim
+        for hidden in branch_dims:
+            branch += dense(width, hidden, norm, own)
+            width = hidden
+        self.vector = nn.Sequential(*branch)
+        trunk: list[nn.Module] = [Slope()]
+        width += 32
         for hidden in hidden_dims:
             trunk += dense(width, hidden, norm, own)
             width = hidden
@@ -80,6 +102,9 @@ class TimedMLPEnergy(TimeEnergy):
             for the critic of a denoising diffusion GAN; 0 for none.
         hidden_dims: Widths of the trunk.
         time_dim: Width of the embedding of levels.
+        branch_dims: As in `TimedMLP`.
+        num_waves: The network sees sin and cos of 2ʲ times each coordinate, too, j = 0 … num_waves
+            − 1, which a density with small features needs; none by default.
     """
 
     def __init__(
@@ -88,14 +113,18 @@ class TimedMLPEnergy(TimeEnergy):
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (300, 300),
         time_dim: int = 16,
+        branch_dims: Sequence[int] = (16, 32),
+        num_waves: int = 0,
     ) -> None:
         super().__init__()
-        self.net = TimedMLP(in_dim + context_dim, 1, hidden_dims, time_dim)
+        self.num_waves = num_waves
+        width = (in_dim + context_dim) * (1 + 2 * num_waves)
+        self.net = TimedMLP(width, 1, hidden_dims, time_dim, branch_dims=branch_dims)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if context is not None:
             x = torch.cat([x, context], dim=1)
-        return self.net(x, t).squeeze(1)
+        return self.net(waves(x, self.num_waves), t).squeeze(1)
 
 
 class TimedMLPGenerator(nn.Module):
@@ -111,6 +140,8 @@ class TimedMLPGenerator(nn.Module):
         time_dim: Width of the embedding of levels.
         batch_norm: As in `TimedMLP`.
         batch_statistics: As in `TimedMLP`.
+        branch_dims: As in `TimedMLP`.
+        num_waves: As in `TimedMLPEnergy`, of the noisy state.
     """
 
     def __init__(
@@ -121,13 +152,17 @@ class TimedMLPGenerator(nn.Module):
         time_dim: int = 16,
         batch_norm: bool = False,
         batch_statistics: bool = False,
+        branch_dims: Sequence[int] = (16, 32),
+        num_waves: int = 0,
     ) -> None:
         super().__init__()
-        width = data_dim + latent_dim
-        self.net = TimedMLP(width, data_dim, hidden_dims, time_dim, batch_norm, batch_statistics)
+        self.num_waves = num_waves
+        width = data_dim * (1 + 2 * num_waves) + latent_dim
+        sizes = (width, data_dim, hidden_dims, time_dim)
+        self.net = TimedMLP(*sizes, batch_norm, batch_statistics, branch_dims)
 
     def forward(self, x_next: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        return self.net(torch.cat([x_next, z], dim=1), t)
+        return self.net(torch.cat([waves(x_next, self.num_waves), z], dim=1), t)
 
 
 class TimedMLPEncoder(nn.Module):
@@ -143,6 +178,8 @@ class TimedMLPEncoder(nn.Module):
         feature_dim: Width of what the two linear heads share.
         batch_norm: As in `TimedMLP`.
         batch_statistics: As in `TimedMLP`.
+        branch_dims: As in `TimedMLP`.
+        num_waves: As in `TimedMLPEnergy`, of both states.
     """
 
     def __init__(
@@ -154,11 +191,15 @@ class TimedMLPEncoder(nn.Module):
         feature_dim: int = 16,
         batch_norm: bool = False,
         batch_statistics: bool = False,
+        branch_dims: Sequence[int] = (16, 32),
+        num_waves: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (2 * data_dim, feature_dim, hidden_dims, time_dim)
-        self.net = TimedMLP(*sizes, batch_norm, batch_statistics)
+        self.num_waves = num_waves
+        sizes = (2 * data_dim * (1 + 2 * num_waves), feature_dim, hidden_dims, time_dim)
+        self.net = TimedMLP(*sizes, batch_norm, batch_statistics, branch_dims)
         self.head = nn.Linear(feature_dim, 2 * latent_dim)
 
     def forward(self, x: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
-        return self.head(self.net(torch.cat([x, x_next], dim=1), t))
+        both = torch.cat([x, x_next], dim=1)
+        return self.head(self.net(waves(both, self.num_waves), t))
