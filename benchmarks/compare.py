@@ -15,9 +15,7 @@ To choose settings, compare on the validation split, which leaves the test split
 
 import argparse
 import json
-import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -27,6 +25,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from eblvm.benchmarks.cell import machine
 
 PREFIXES = {"validate": "val", "test": "test"}
 """What the figures of a stage are called."""
@@ -111,16 +111,10 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3g} ± {deviation:.2g}"
 
 
-def machine() -> str:
+def environment() -> str:
     """Processor, cores and versions, in a sentence."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        model = re.search(r"model name\s*: (.*)", text)
-        name = model.group(1) if model else platform.processor()
-    except OSError:
-        name = platform.processor()
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "pytorch-lightning"))
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
+    return f"{machine()}, Python {platform.python_version()}, {packages}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -146,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.write(json.dumps(row) + "\n")
     print()
     print(table(rows, options.metrics))
-    print(f"\nSeeds {options.seeds}; {machine()}.")
+    print(f"\nSeeds {options.seeds}; {environment()}.")
 
 
 if __name__ == "__main__":

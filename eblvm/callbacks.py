@@ -1,8 +1,12 @@
-"""What every run carries with it: exact resuming, a safe Ctrl-C, compiled networks."""
+"""What every run carries with it: exact resuming, a safe Ctrl-C, its cost, compiled networks."""
 
+import json
 import random
+import resource
 import signal
 import sys
+import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from torch import nn
 
-__all__ = ["CompileNetworks", "Interrupt", "Progress", "RandomState"]
+__all__ = ["CompileNetworks", "Cost", "Interrupt", "Progress", "RandomState"]
 
 
 class RandomState(Callback):
@@ -133,6 +137,76 @@ class Interrupt(Callback):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class Cost(Callback):
+    """What a run has cost so far, in `cost.json` of the run folder when training ends.
+
+    Seconds of wall and of processor time, for training and for validation apart, steps per second
+    of training, and peak memory in MiB: resident, of the first process, and allocated on its GPU.
+    Checkpoints keep the seconds, so that a resumed run counts those of its earlier parts, too.
+    """
+
+    def __init__(self) -> None:
+        self.spent = {f"{k}_{c}_s": 0.0 for k in ("train", "validation") for c in ("wall", "cpu")}
+        self._phase = "train"
+        self._since = 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        self._book()
+        return dict(self.spent)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.spent |= state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._phase, self._since = "train", clocks(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._turn_to("validation", trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._turn_to("train", trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._turn_to("train", trainer)
+        if not trainer.is_global_zero:
+            return
+        rate = trainer.global_step / max(self.spent["train_wall_s"], 1e-9)
+        figures = {"steps": trainer.global_step, "steps_per_s": round(rate, 3)}
+        figures |= {name: round(seconds, 2) for name, seconds in self.spent.items()}
+        figures["peak_memory_mib"] = peak_memory()
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            figures["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
+        path = Path(trainer.default_root_dir) / "cost.json"
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+    def _turn_to(self, phase: str, trainer: Trainer) -> None:
+        if trainer.state.fn == "fit":
+            clocks(trainer)
+            self._book()
+            self._phase = phase
+
+    def _book(self) -> None:
+        now = time.perf_counter(), time.process_time()
+        if self._since != (0.0, 0.0):
+            for clock, new, old in zip(("wall", "cpu"), now, self._since, strict=True):
+                self.spent[f"{self._phase}_{clock}_s"] += new - old
+            self._since = now
+
+
+def clocks(trainer: Trainer) -> tuple[float, float]:
+    """Seconds of wall and of processor time, once the device has done what it was asked."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize(trainer.strategy.root_device)
+    return time.perf_counter(), time.process_time()
+
+
+def peak_memory() -> int:
+    """The most resident memory that this process has had, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
 class CompileNetworks(Callback):

@@ -34,6 +34,8 @@ Train, compare and invent energy-based latent-variable models.
   eblvm reconstruct|interpolate|inpaint --ckpt RUN/checkpoints/best.ckpt --out picture.png
   eblvm score --ckpt RUN/checkpoints/best.ckpt --data MNIST   how likely are other data?
   eblvm diagnose --ckpt RUN/checkpoints/best.ckpt  have the chains of training converged?
+  eblvm bench quick                              compare methods; `eblvm bench` lists the suites
+  eblvm evaluate SAMPLES --reference Digits      score what any code has made
 """
 
 
@@ -158,7 +160,7 @@ def sample(arguments: Sequence[str]) -> None:
     if ("top_k" in how or "top_p" in how) and "temperature" not in how:
         how["temperature"] = 1.0
 
-    from eblvm.training import draw
+    from eblvm.using import draw, refined_samples
 
     if refined == {"steps": None, "label": None, "strip": False}:
         print(draw(**options, how=how))
@@ -168,8 +170,6 @@ def sample(arguments: Sequence[str]) -> None:
             "--steps, --label and --strip are for energies of data, and --symbol, --temperature, "
             "--top-k, --top-p and --beam for latent-variable models; give one kind."
         )
-    from eblvm.using import refined_samples
-
     out = options.pop("out") or "samples.png"
     print(
         refined_samples(
@@ -261,6 +261,96 @@ def score(arguments: Sequence[str]) -> None:
     print(using.score(**options))
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """`eblvm bench [SUITE | report DIR…]`."""
+    if arguments[:1] == ["report"]:
+        return bench_report(arguments[1:])
+    parser = argparse.ArgumentParser(
+        "eblvm bench",
+        description="Run a suite and report; `eblvm bench report DIR…` only reports.",
+    )
+    parser.add_argument("suite", nargs="?", help="a name or a YAML file; lists them if left out")
+    parser.add_argument("--out", type=Path, help="folder of results (runs/bench/SUITE)")
+    parser.add_argument("--seeds", type=int, help="so many seeds: 0, 1, … (the suite's)")
+    parser.add_argument(
+        "--budget", help="of each cell, as 200steps, 3epochs, 30s, 5m (the suite's)"
+    )
+    parser.add_argument("--jobs", type=int, help="cells at a time (the suite's)")
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    parser.add_argument("--wandb", action="store_true", help="log to W&B too, as one run group")
+    options = parser.parse_args(arguments)
+    for name in ("seeds", "jobs"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected 1 or more")
+
+    from eblvm.benchmarks.suite import Budget, load_suite, print_suites
+
+    if options.suite is None:
+        print_suites()
+        return
+    budget = Budget.parse(options.budget) if options.budget else None
+    suite = load_suite(options.suite, range(options.seeds) if options.seeds else None, budget)
+    out = options.out or Path("runs/bench") / suite.name
+
+    from eblvm.benchmarks.run import run_suite
+
+    jobs = options.jobs or suite.jobs
+    records = run_suite(suite, out, jobs, options.resume, options.wandb)
+    bench_report([str(out)])
+    if failed := [r["id"] for r in records if r["status"] != "done"]:
+        raise UserError(
+            f"{len(failed)} cells failed: {', '.join(failed)}. Their log.txt says why; --resume "
+            "tries them again."
+        )
+
+
+def bench_report(arguments: Sequence[str]) -> None:
+    """`eblvm bench report DIR… --out DIR`."""
+    parser = argparse.ArgumentParser(
+        "eblvm bench report", description="Tables, plots and samples of finished suites."
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="that `eblvm bench` made")
+    parser.add_argument("--out", type=Path, help="folder of the reports (the first folder)")
+    options = parser.parse_args(arguments)
+
+    from eblvm.benchmarks.report import write_report
+
+    markdown, html = write_report(options.folders, options.out or options.folders[0])
+    print(f"report: {markdown}\n        {html}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`eblvm evaluate SAMPLES --reference RECIPE_OR_DATA`."""
+    parser = argparse.ArgumentParser(
+        "eblvm evaluate",
+        description="Score samples that any code has made, as a recipe scores its own.",
+    )
+    parser.add_argument("samples", help="a folder of images; .pt, .npy, .npz; .txt of sentences")
+    parser.add_argument(
+        "--reference",
+        required=True,
+        help="a recipe, a data set such as MNIST, or data like samples",
+    )
+    parser.add_argument("--num", type=int, help="how many samples (as many as the recipe takes)")
+    parser.add_argument(
+        "--features", help="digits, mnist, fashion_mnist, pixels, or a weights file"
+    )
+    parser.add_argument("--unit", action="store_true", help="floating-point images are in [0, 1]")
+    parser.add_argument("--out", help="a JSON file of figures and protocols")
+    joined = parser.add_argument_group("beside the methods of a suite")
+    joined.add_argument("--bench", type=Path, help="folder that `eblvm bench` made")
+    joined.add_argument("--table", help="the table there")
+    joined.add_argument("--label", help="what the table calls the method (the samples' name)")
+    joined.add_argument("--seed", type=int, default=0, help="the seed that these samples are of")
+    options = vars(parser.parse_args(arguments))
+    if options["num"] is not None and options["num"] < 2:
+        parser.error(f"--num is {options['num']}; expected 2 or more")
+
+    from eblvm.benchmarks.outside import evaluate as run
+
+    print(run(**options))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes,
     "sample": sample,
@@ -269,6 +359,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "inpaint": partial(use, "inpaint"),
     "score": score,
     "diagnose": diagnose,
+    "bench": bench,
+    "evaluate": evaluate,
 }
 
 

@@ -26,7 +26,9 @@ FRAME = (
 
 PARTS = (
     *("models", "models.networks", "priors", "posteriors", "likelihoods", "energies", "samplers"),
-    *("latent", "data", "evaluation", "metrics"),
+    *("latent", "data", "evaluation", "metrics", "negatives", "schedules", "regularizers"),
+    *("divergences", "objectives", "conditions", "pairs", "refining", "clustering", "outliers"),
+    *("text_evaluation", "decoding"),
 )
 
 
@@ -50,7 +52,7 @@ def retell(message: str, options: Iterable[str] = ()) -> str:
     where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     text = "; ".join(explain(line, message) for line in says) or lines[0]
     value = re.search(r"^\s*Given value: (.*)$", message, re.MULTILINE)
-    if value and "(" not in value[1] and repr(value[1]) not in text:
+    if value and not re.search(r"^{|\(", value[1]) and repr(value[1]) not in text:
         text += f", got {value[1]!r}"
     return f"--{where}: {text}" if where else text
 

@@ -307,6 +307,17 @@ class Likelihood(Evaluation):
         self.metric.reset()
 
 
+def known_density(trainer: Trainer, what: str) -> Any:
+    """The density that the data come from, or a `TypeError` that says which callback needs it."""
+    density = getattr(getattr(trainer, "datamodule", None), "density", None)
+    if density is None:
+        raise TypeError(
+            f"{what} needs the data's own density, and this data module has none. Use "
+            "eblvm.data.DensityDataModule, or drop the callback."
+        )
+    return density
+
+
 class GridDensity(Evaluation):
     """The model's density of the plane against the data's, which must be known.
 
@@ -330,12 +341,7 @@ class GridDensity(Evaluation):
         self._truth: tuple[Any, Tensor] | None = None
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
-        density = getattr(getattr(trainer, "datamodule", None), "density", None)
-        if density is None:
-            raise TypeError(
-                "GridDensity needs the data's own density, and this data module has none. Use "
-                "eblvm.data.DensityDataModule, or drop the callback."
-            )
+        density = known_density(trainer, "GridDensity")
         model: Any = require(learner, GridLogProb, "GridDensity")
         bounds = density.bounds
         if self._truth is None or self._truth[0] is not density:
@@ -371,7 +377,7 @@ class Modes(Evaluation):
         self.num = num
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
-        density = getattr(getattr(trainer, "datamodule", None), "density", None)
+        density = known_density(trainer, "Modes")
         centers, std = getattr(density, "centers", None), getattr(density, "std", None)
         if centers is None or std is None:
             raise TypeError(
@@ -407,12 +413,7 @@ class SampleDensity(Evaluation):
         self.bins = bins
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
-        density = getattr(getattr(trainer, "datamodule", None), "density", None)
-        if density is None:
-            raise TypeError(
-                "SampleDensity needs the data's own density, and this data module has none. Use "
-                "eblvm.data.DensityDataModule, or drop the callback."
-            )
+        density = known_density(trainer, "SampleDensity")
         model: Any = require(learner, Sampling, "SampleDensity")
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)

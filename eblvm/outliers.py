@@ -53,9 +53,10 @@ class OutOfDistribution(Evaluation):
     """Areas under curves for every score of the learner and every other set.
 
     Logs `ood/SET/SCORE`, the area under the receiver operating characteristic (in-distribution is
-    positive, 0.5 is chance); at tests it prints a table with intervals, writes `ood.json` into the
-    run folder, with areas under precision-recall curves and false positive rates, too, and draws
-    histograms. The intervals are for the choice of data: seeds differ by more, so run several.
+    positive, 0.5 is chance), and as `ood/SET` that of the learner's first score, by which learners
+    are compared. At tests it prints a table with intervals, writes `ood.json` into the run folder,
+    with areas under precision-recall curves and false positive rates, too, and draws histograms.
+    The intervals are for the choice of data: seeds differ by more, so run several.
 
     Arguments:
         others: Name to data module, whose test split is taken; its x has the shape of the data's.
@@ -133,8 +134,10 @@ class OutOfDistribution(Evaluation):
             for name, row in report.items()
             for score, figures in row.items()
         }
-        log(learner, stage, areas)
         first = next(iter(inside))
+        log(
+            learner, stage, areas | {f"ood/{name}": areas[f"ood/{name}/{first}"] for name in report}
+        )
         publish(trainer, "ood", histograms({"data": inside, **outside}, first))
         if stage == "test" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)

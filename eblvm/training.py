@@ -1,6 +1,5 @@
-"""Behind the command line: recipes to objects, one folder per run, checkpoints to models."""
+"""Behind `eblvm fit|validate|test|predict`: recipes to objects, and what is told of a run."""
 
-import csv
 import json
 import logging
 import os
@@ -22,16 +21,28 @@ from pytorch_lightning.callbacks import (
     TQDMProgressBar,
 )
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from eblvm.callbacks import CompileNetworks, Interrupt, Progress, RandomState
-from eblvm.checkpoint import check_weights, load, read_checkpoint, vocabulary_of
-from eblvm.cli import UserError, recipe_root, resolve_recipe
+from eblvm.callbacks import CompileNetworks, Cost, Interrupt, Progress, RandomState
+from eblvm.checkpoint import check_weights, read_checkpoint
+from eblvm.cli import UserError, resolve_recipe
 from eblvm.complaint import retell
 from eblvm.models.learner import NonFiniteError
+from eblvm.runs import (
+    checkpoint_callbacks,
+    checkpoints,
+    claim_run_dir,
+    display,
+    evaluation_dir,
+    keep_rows,
+    loggers,
+    make_folder,
+    next_run_dir,
+    recipe_name,
+    run_recipe,
+)
 from eblvm.samplers import compilation
 
 RUN_DIR = "EBLVM_RUN_DIR"
@@ -46,7 +57,7 @@ MENDABLE = (
 )
 """What settings, files or the machine can cause, while parts are built and used."""
 
-__all__ = ["CommandLine", "build", "draw", "run"]
+__all__ = ["CommandLine", "build", "parse", "quiet", "run"]
 
 # Lightning 2.6 calls jsonargparse by names that are going away; no user can act on that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -143,7 +154,7 @@ class CommandLine(LightningCLI):
         bars = (RichProgressBar, TQDMProgressBar)
         callbacks[:] = [Progress(options.monitor) if type(c) in bars else c for c in callbacks]
         folder = self.run_dir / "checkpoints"
-        callbacks += [RandomState(), Interrupt(str(folder / "last.ckpt"))]
+        callbacks += [RandomState(), Cost(), Interrupt(str(folder / "last.ckpt"))]
         if options.ema:
             callbacks.append(EMAWeightAveraging(decay=options.ema))
         if options.compile:
@@ -334,11 +345,6 @@ def unvalidated(trainer: Trainer) -> str:
     )
 
 
-def checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
-    """The trainer's checkpoint callbacks of Lightning's own class."""
-    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-
-
 def interleave(share: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks in the order of the data set, of which rank r has places r, r + R, …"""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -349,80 +355,6 @@ def interleave(share: torch.Tensor) -> torch.Tensor:
     for rank, part in enumerate(shares):
         rows[rank :: len(shares)] = part
     return rows
-
-
-def loggers(run_dir: Path, recipe: str, wandb: bool) -> list[Logger]:
-    """CSV and TensorBoard, and Weights & Biases where asked for, all in one run folder."""
-    root = run_dir.parent.parent if "/" in recipe else run_dir.parent
-    place: dict[str, Any] = {"name": run_dir.parent.relative_to(root).as_posix()}
-    found: list[Logger] = [
-        TensorBoardLogger(root, version=run_dir.name, default_hp_metric=False, **place),
-        CSVLogger(root, version=run_dir.name, **place),
-    ]
-    if wandb:
-        offline = os.environ.get("WANDB_MODE") == "offline"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        found.append(
-            WandbLogger(project="eblvm", name=recipe, save_dir=str(run_dir), offline=offline)
-        )
-    return found
-
-
-def keep_rows(logger: CSVLogger, path: Path, ckpt: str) -> None:
-    """Keep what `metrics.csv` says of the steps before a checkpoint; the logger would clear it."""
-    if not path.is_file():
-        return
-    step = read_checkpoint(ckpt)["global_step"]
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    writer = logger.experiment
-    if isinstance(writer, ExperimentWriter) and rows:
-        writer.metrics_keys = list(rows[0])
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, writer.metrics_keys)
-            table.writeheader()
-            table.writerows(rows)
-
-
-def checkpoints(folder: Path, monitor: str, mode: str) -> list[ModelCheckpoint]:
-    """`best.ckpt` by the monitored metric, and `last.ckpt` after each epoch."""
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
-    ]
-
-
-def next_run_dir(runs: str, recipe: str) -> Path:
-    """The first free `runs/<recipe>/version_N`, not yet made."""
-    folder = Path(runs).absolute() / recipe
-    taken = [p.name.removeprefix("version_") for p in folder.glob("version_*")]
-    number = max((int(n) + 1 for n in taken if n.isdigit()), default=0)
-    return folder / f"version_{number}"
-
-
-def claim_run_dir(runs: str, recipe: str) -> Path:
-    """Make the first free run folder, which no other run then gets.
-
-    Raises:
-        UserError: If nothing can be written there.
-    """
-    while True:
-        folder = next_run_dir(runs, recipe)
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError as error:
-            if not folder.is_dir():
-                raise UserError(
-                    f"cannot write to {folder}: there is a file in its place. Choose another "
-                    "folder with --runs."
-                ) from error
-        except OSError as error:
-            reason = str(error.strerror).lower()
-            raise UserError(
-                f"cannot write to {folder}: {reason}. Choose another folder with --runs."
-            ) from error
 
 
 def check(model: Any, data: LightningDataModule) -> None:
@@ -451,118 +383,6 @@ def check(model: Any, data: LightningDataModule) -> None:
         ) from error
 
 
-def evaluation_dir(options: Any, recipe: str) -> Path:
-    """The folder of the run whose checkpoint is evaluated; without one, `runs/<recipe>/untrained`.
-
-    Raises:
-        UserError: If nothing can be written there.
-    """
-    path = options.get("ckpt_path")
-    folder = Path(options.runs) / recipe / "untrained"
-    if path:
-        parents = Path(path).absolute().parents
-        folder = parents[1] if parents[0].name == "checkpoints" else parents[0]
-    make_folder(folder, "--runs")
-    return folder
-
-
-def make_folder(folder: Path, option: str) -> None:
-    """Make a folder, or say which option names another one.
-
-    Raises:
-        UserError: If nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(None, "permission denied")
-    except OSError as error:
-        reason = str(error.strerror).lower()
-        raise UserError(
-            f"cannot write to {folder}: {reason}. Choose another folder with {option}."
-        ) from error
-
-
-def display(path: Path | None) -> str:
-    """The path, relative where that is shorter."""
-    relative = os.path.relpath(str(path))
-    return str(path) if relative.startswith("..") else relative
-
-
-def draw(
-    ckpt: str,
-    num: int,
-    out: str | None,
-    seed: int,
-    device: str | None = None,
-    noise: bool = False,
-    symbol: int | None = None,
-    how: dict[str, Any] | None = None,
-) -> str:
-    """Draw samples of a checkpoint into a file; the sentence that says so.
-
-    Images become a grid, 2-D points a scatter plot, sentences lines of words; `.pt` keeps the
-    tensor.
-
-    Arguments:
-        ckpt: The checkpoint.
-        num: How many.
-        out: The file; `samples.txt` for sentences and `samples.png` for all else if None.
-        seed: Of the noise.
-        device: Where to compute.
-        noise: Whether to draw from p(x|z) instead of taking its mean.
-        symbol: The symbol of all samples.
-        how: Arguments of `eblvm.decoding.Decoding`.
-    """
-    from eblvm.decoding import Decoding
-    from eblvm.pictures import save_samples
-
-    with mendable():
-        vocabulary = vocabulary_of(read_checkpoint(ckpt))
-        model: Any = load(ckpt, device)
-        if not hasattr(model, "sample"):
-            raise UserError(f"{ckpt} is of a {type(model).__name__}, which draws no samples.")
-        generator = torch.Generator(model.device).manual_seed(seed)
-        options: dict[str, Any] = {"how": Decoding(**how)} if how else {}
-        if symbol is not None:
-            check_symbol(model, symbol)
-            options["label"] = torch.full((num,), symbol, device=model.device)
-        if not options:
-            samples = model.sample(num, generator, noise)
-        elif hasattr(model, "latent"):
-            samples = model.latent.sample(num, generator, noise, **options)
-        else:
-            raise UserError(
-                f"{ckpt} is of a {type(model).__name__}; --symbol, --temperature, --top-k, --top-p "
-                "and --beam are for latent-variable models of text."
-            )
-    words = vocabulary is not None and not samples.is_floating_point()
-    path = Path(out or ("samples.txt" if words else "samples.png"))
-    try:
-        if vocabulary is not None and words and path.suffix == ".txt":
-            lines = [" ".join(words) for words in vocabulary.sentences(samples)]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        else:
-            save_samples(samples.cpu(), path)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    return f"{num} samples of {ckpt}: {path}"
-
-
-def check_symbol(model: Any, symbol: int) -> None:
-    """Raise a `UserError` if the model has no such symbol."""
-    prior: Any = getattr(getattr(model, "latent", None), "prior", None)
-    try:
-        if prior is None:
-            raise TypeError(f"{type(model).__name__} has no prior, and so no symbols.")
-        with torch.no_grad():
-            count = prior.symbol_logits(prior.origin[None]).shape[1]
-    except TypeError as error:
-        raise UserError(f"--symbol {symbol}: {error}") from error
-    if not 0 <= symbol < count:
-        raise UserError(f"--symbol is {symbol}; this model has 0 to {count - 1}.")
-
-
 def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataModule]:
     """The model and the data of a recipe, untrained: the library's way into a recipe.
 
@@ -570,15 +390,18 @@ def build(recipe: str, *overrides: str) -> tuple[LightningModule, LightningDataM
         recipe: A name such as `image/lebm_digits`, or a file.
         overrides: As on the command line, such as `--data.batch_size=32`.
     """
+    line = parse(recipe, *overrides)
+    return line.model, line.datamodule
+
+
+def parse(recipe: str, *overrides: str) -> CommandLine:
+    """The objects of a recipe, arguments as of `build`: `model`, `datamodule`, `trainer`."""
     path = resolve_recipe(recipe)
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
-        command_line = CommandLine(
-            recipe_name(path), run=False, args=["--config", str(path), *overrides]
-        )
+        return CommandLine(recipe_name(path), run=False, args=["--config", str(path), *overrides])
     finally:
         sys.argv = argv
-    return command_line.model, command_line.datamodule
 
 
 def options_of(parser: LightningArgumentParser, subcommand: str | None) -> list[str]:
@@ -651,18 +474,3 @@ def resolve_arguments(arguments: Sequence[str]) -> tuple[list[str], str, Path | 
         resolved.insert(1, f"--config={path}")
         return resolved, run_recipe(path.parent), path.parent
     return resolved, recipe or "custom", None
-
-
-def recipe_name(path: Path) -> str:
-    """`image/lebm_digits` for an installed recipe, the stem for a user's file."""
-    if path.is_relative_to(recipe_root()):
-        return path.relative_to(recipe_root()).with_suffix("").as_posix()
-    if path.name == "config.yaml" and path.parent.name.startswith("version_"):
-        return run_recipe(path.parent)
-    return path.stem
-
-
-def run_recipe(run_dir: Path) -> str:
-    """The recipe of a run folder `runs/<recipe>/version_N`."""
-    name = "/".join(run_dir.parent.parts[-2:])
-    return name if (recipe_root() / f"{name}.yaml").is_file() else run_dir.parent.name

@@ -14,14 +14,15 @@ from omegaconf import OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from eblvm.checkpoint import load
+from eblvm.checkpoint import load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError
+from eblvm.decoding import Decoding
 from eblvm.latent import LatentVariableModel
 from eblvm.latent import interpolate as paths
 from eblvm.pictures import image_grid, save_image, save_samples
 from eblvm.training import mendable
 
-__all__ = ["inpaint", "interpolate", "reconstruct", "refined_samples", "score"]
+__all__ = ["draw", "inpaint", "interpolate", "reconstruct", "refined_samples", "score"]
 
 
 def opened(
@@ -142,6 +143,77 @@ def refined_samples(
         return f"{num} samples of {ckpt}: {out}"
     save(rows, out)
     return f"{num} chains of {ckpt}, a row each, from start to end: {out}"
+
+
+def draw(
+    ckpt: str,
+    num: int,
+    out: str | None,
+    seed: int,
+    device: str | None = None,
+    noise: bool = False,
+    symbol: int | None = None,
+    how: dict[str, Any] | None = None,
+) -> str:
+    """Draw samples of a checkpoint into a file; the sentence that says so.
+
+    Images become a grid, 2-D points a scatter plot, sentences lines of words; `.pt` keeps the
+    tensor.
+
+    Arguments:
+        ckpt: The checkpoint.
+        num: How many.
+        out: The file; `samples.txt` for sentences and `samples.png` for all else if None.
+        seed: Of the noise.
+        device: Where to compute.
+        noise: Whether to draw from p(x|z) instead of taking its mean.
+        symbol: The symbol of all samples.
+        how: Arguments of `eblvm.decoding.Decoding`.
+    """
+    with mendable():
+        vocabulary = vocabulary_of(read_checkpoint(ckpt))
+        model: Any = load(ckpt, device)
+        if not hasattr(model, "sample"):
+            raise UserError(f"{ckpt} is of a {type(model).__name__}, which draws no samples.")
+        generator = torch.Generator(model.device).manual_seed(seed)
+        options: dict[str, Any] = {"how": Decoding(**how)} if how else {}
+        if symbol is not None:
+            check_symbol(model, symbol)
+            options["label"] = torch.full((num,), symbol, device=model.device)
+        if not options:
+            samples = model.sample(num, generator, noise)
+        elif hasattr(model, "latent"):
+            samples = model.latent.sample(num, generator, noise, **options)
+        else:
+            raise UserError(
+                f"{ckpt} is of a {type(model).__name__}; --symbol, --temperature, --top-k, --top-p "
+                "and --beam are for latent-variable models of text."
+            )
+    words = vocabulary is not None and not samples.is_floating_point()
+    path = Path(out or ("samples.txt" if words else "samples.png"))
+    try:
+        if vocabulary is not None and words and path.suffix == ".txt":
+            lines = [" ".join(words) for words in vocabulary.sentences(samples)]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            save_samples(samples.cpu(), path)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    return f"{num} samples of {ckpt}: {path}"
+
+
+def check_symbol(model: Any, symbol: int) -> None:
+    """Raise a `UserError` if the model has no such symbol."""
+    prior: Any = getattr(getattr(model, "latent", None), "prior", None)
+    try:
+        if prior is None:
+            raise TypeError(f"{type(model).__name__} has no prior, and so no symbols.")
+        with torch.no_grad():
+            count = prior.symbol_logits(prior.origin[None]).shape[1]
+    except TypeError as error:
+        raise UserError(f"--symbol {symbol}: {error}") from error
+    if not 0 <= symbol < count:
+        raise UserError(f"--symbol is {symbol}; this model has 0 to {count - 1}.")
 
 
 def reconstruct(

@@ -129,48 +129,24 @@ class TwoPlayer(Learner):
                 p.requires_grad_(True)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        logged: dict[str, Tensor] = {}
-        critic_steps, player_steps = self.turns()
         generator = self.generator(batch_idx)
-        if self.player_first:
-            self._play(batch, generator, player_steps, critic_steps == 0, logged)
-            self._criticize(batch, generator, critic_steps, True, logged)
-        else:
-            self._criticize(batch, generator, critic_steps, player_steps == 0, logged)
-            self._play(batch, generator, player_steps, True, logged)
+        critic, player = self._players()
+        critic_steps, player_steps = self.turns()
+        sides = [
+            (critic_steps, critic, self.critic_terms, self.player()),
+            (player_steps, player, self.player_terms, self.critic()),
+        ]
+        sides = [side for side in sides[:: -1 if self.player_first else 1] if side[0]]
+        logged: dict[str, Tensor] = {}
+        for side in sides:
+            steps, optimizer, terms_of, still = side
+            for step in range(steps):
+                with self.frozen(still):
+                    terms = terms_of(batch, generator, step)
+                    ends = side is sides[-1] and step == steps - 1
+                    self._move(optimizer, terms, counts=ends)
+                logged.update(terms)
         self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
-
-    def _criticize(
-        self,
-        batch: Any,
-        generator: torch.Generator,
-        steps: int,
-        last: bool,
-        logged: dict[str, Tensor],
-    ) -> None:
-        """The critic's steps on a batch; its last one counts if it ends the batch."""
-        critic = self._players()[0]
-        for step in range(steps):
-            with self.frozen(self.player()):
-                terms = self.critic_terms(batch, generator, step)
-                self._move(critic, terms, counts=last and step == steps - 1)
-            logged.update(terms)
-
-    def _play(
-        self,
-        batch: Any,
-        generator: torch.Generator,
-        steps: int,
-        last: bool,
-        logged: dict[str, Tensor],
-    ) -> None:
-        """The player's steps on a batch."""
-        player = self._players()[1]
-        for step in range(steps):
-            with self.frozen(self.critic()):
-                terms = self.player_terms(batch, generator, step)
-                self._move(player, terms, counts=last and step == steps - 1)
-            logged.update(terms)
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         optimizers: Any = self.optimizers()

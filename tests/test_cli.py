@@ -72,6 +72,10 @@ CLI_ERRORS = {
     "data option": (["--data.batch_siz=4"], "Did you mean batch_size?"),
     "nested option": (["--model.latent.prior.tilt.hidden_dim=[3]"], "Did you mean hidden_dims"),
     "class": (["--model.latent.prior=GausianPrior"], "Did you mean GaussianPrior"),
+    "abstract class": (
+        ["--model.latent.prior.tilt=eblvm.energies.TimeEnergy"],
+        "Expected an instantiatable class, but eblvm.energies.TimeEnergy is abstract",
+    ),
     "unknown class": (["--model=VAE"], "--model: there is no class 'VAE'"),
     "type": (["--trainer.max_epochs=x"], "--trainer.max_epochs: expected int, got 'x'"),
     "nested type": (["--data.image_size=big"], "--data.image_size: expected int, got 'big'"),
@@ -312,7 +316,7 @@ def test_interrupt_keeps_the_state_and_the_command_it_prints_resumes(eblvm, tiny
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):
-    from eblvm.training import claim_run_dir, next_run_dir
+    from eblvm.runs import claim_run_dir, next_run_dir
 
     assert next_run_dir(str(tmp_path), "a/b").name == "version_0"
     folders = [claim_run_dir(str(tmp_path), "a/b") for _ in range(3)]

@@ -195,7 +195,7 @@ def test_what_does_not_go_with_it_is_explained():
     with pytest.raises(TypeError, match="Other has none"):
         trainer.fit(Other(), points())
     trainer = Trainer(**settings, callbacks=[GeometricClustering(8, 2)])
-    with pytest.raises(TypeError, match=r"takes a eblvm\.data\.DataModule"):
+    with pytest.raises(TypeError, match=r"come from an eblvm\.data\.DataModule"):
         loader = torch.utils.data.DataLoader([(torch.zeros(2), 0)] * 4)
         trainer.fit(ldebm(), loader, loader)
 

@@ -20,7 +20,7 @@ SHELL |= {
     "eblvm.clustering",
     "eblvm.text_evaluation",
 }
-SHELL |= {"eblvm.using", "eblvm.refining"}
+SHELL |= {"eblvm.using", "eblvm.refining", "eblvm.runs"}
 
 BELOW = {
     "eblvm.objectives": set(),

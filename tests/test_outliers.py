@@ -62,6 +62,7 @@ def test_a_test_prints_writes_and_draws(run, eblvm):
         assert 0.2 < value < 0.8  # the data themselves, up to the noise of a bound's draw
     metrics = json.loads((folder / "test.json").read_text())
     assert 0 <= metrics["test/ood/uniform/bound"] <= 1
+    assert metrics["test/ood/uniform"] == metrics["test/ood/uniform/bound"]
     assert list((folder / "pictures").glob("ood_test.png"))
 
 

@@ -129,9 +129,45 @@ def test_head_says_what_where_from_and_how(name):
     assert "root" not in content(name)["data"]["init_args"], "files come from EBLVM_DATA"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def parts_named(tree):
+    """Class paths in a recipe, as often as they stand there."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if key == "class_path":
+            yield value
+        elif isinstance(value, dict | list):
+            yield from parts_named(value)
+
+
+def twins():
+    """Recipes made of the same parts as another one: only numbers, densities and corpora differ.
+
+    `smaller` and `with_cheap_callbacks` put the same numbers and data in the place of these, so the
+    way from fit to samples is the same, too.
+    """
+    seen, found = set(), set()
+    for name in RECIPES:
+        recipe = content(name)
+        places = recipe["model"], recipe["trainer"].get("callbacks") or {}
+        parts = recipe["data"]["class_path"], *(tuple(sorted(parts_named(p))) for p in places)
+        if parts in seen:
+            found.add(name)
+        seen.add(parts)
+    return found
+
+
+TWINS = twins()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in TWINS)) for n in RECIPES]
+)
 def test_trains_resumes_tests_and_samples(name, eblvm, tmp_path):
     visit(name, smaller(name), eblvm, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(TWINS))
+def test_twins_train(name, eblvm, tmp_path):
+    fitted(name, smaller(name), eblvm, tmp_path)
 
 
 @pytest.mark.slow
@@ -140,8 +176,8 @@ def test_networks_as_published(name, eblvm, tmp_path):
     visit(name, smaller(name, published=True), eblvm, tmp_path)
 
 
-def visit(name, overrides, eblvm, folder):
-    """Two steps, one more from the checkpoint, a test, and samples."""
+def fitted(name, overrides, eblvm, folder):
+    """Two steps; their checkpoint."""
     recipe, overrides = with_cheap_callbacks(name, folder, overrides)
     if content(name).get("monitor", "val/loss") != "val/loss":
         overrides += ["--monitor=val/loss"]
@@ -149,9 +185,14 @@ def visit(name, overrides, eblvm, folder):
     done = eblvm("fit", "--config", recipe, *overrides, *steps, "--trainer.max_steps=2")
     assert done.status == 0, done.err
     (last,) = folder.rglob("last.ckpt")
-    first = torch.load(last)
-    assert first["global_step"] == 2
+    assert torch.load(last)["global_step"] == 2
+    return last
 
+
+def visit(name, overrides, eblvm, folder):
+    """Two steps, one more from the checkpoint, a test, and samples."""
+    last = fitted(name, overrides, eblvm, folder)
+    first = torch.load(last)
     done = eblvm("fit", "--ckpt_path", last, "--trainer.max_steps=3")
     assert done.status == 0, done.err
     second = torch.load(last)

@@ -1,0 +1,161 @@
+"""One cell of a benchmark, in a process of its own: train, test, draw samples, write down the cost.
+
+    python -m eblvm.benchmarks.cell SPEC.json
+
+`SPEC.json` has a `cell`, its `folder`, and `wandb`; `result.json` appears in the folder when all is
+done. A cell that was interrupted goes on from its last checkpoint, exactly.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from eblvm.benchmarks.suite import Budget, Cell
+from eblvm.cli import main as eblvm
+from eblvm.cli import resolve_recipe
+
+__all__ = ["commit", "machine", "run_cell"]
+
+NUM_SAMPLES = 64
+"""How many samples the report shows."""
+
+
+def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
+    """Train, test and sample; everything that is worth knowing of it, for JSON.
+
+    Arguments:
+        cell: What to run.
+        folder: Its own folder; a run that lies there already goes on.
+        wandb: Whether to log to Weights & Biases, too.
+
+    Raises:
+        SystemExit: If a command fails; it has said why on the standard error.
+    """
+    start = time.perf_counter()
+    run = trained(cell, folder, wandb)
+    best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    ckpt = best if best.is_file() else last
+    eblvm(["test", f"--ckpt_path={ckpt}", "--trainer.enable_progress_bar=false"])
+    metrics = json.loads((run / "test.json").read_text(encoding="utf-8"))
+    protocol = metrics.pop("protocol", {})
+    return {
+        **asdict(cell),
+        "id": cell.id,
+        "status": "done",
+        "checkpoint": ckpt.stem,
+        "metrics": {name.removeprefix("test/"): value for name, value in metrics.items()},
+        "protocol": protocol,
+        "cost": json.loads((run / "cost.json").read_text(encoding="utf-8")),
+        "wall_s": round(time.perf_counter() - start, 1),
+        "samples": pictured(run, ckpt, folder),
+        "curve": str((run / "metrics.csv").relative_to(folder)),
+        "config_sha256": config_hash(run / "config.yaml"),
+        "environment": environment(),
+    }
+
+
+def trained(cell: Cell, folder: Path, wandb: bool) -> Path:
+    """The folder of the finished run, which may have been begun before."""
+    runs = folder / "run"
+    begun = sorted(runs.glob("**/version_0"))
+    if begun and (begun[0] / "checkpoints" / "last.ckpt").is_file():
+        last = begun[0] / "checkpoints" / "last.ckpt"
+        eblvm(["fit", f"--ckpt_path={last}", "--trainer.enable_progress_bar=false"])
+        return begun[0]
+    shutil.rmtree(runs, ignore_errors=True)
+    seeds = [f"--seed_everything={cell.seed}", f"--data.init_args.seed={cell.seed}"]
+    options = [*seeds, *cell.budget.arguments(), *cell.options, f"--runs={runs}"]
+    options += ["--trainer.enable_progress_bar=false", *["--wandb=true"] * wandb]
+    eblvm(["fit", f"--config={resolve_recipe(cell.recipe)}", *options])
+    (run,) = runs.glob("**/version_0")
+    return run
+
+
+def pictured(run: Path, ckpt: Path, folder: Path) -> str | None:
+    """The name of a file of samples, or None where the model draws none on its own.
+
+    On the plane this is the picture of densities and samples that the test has drawn.
+    """
+    density = run / "pictures" / "density_test.png"
+    if density.is_file():
+        shutil.copyfile(density, folder / "samples.png")
+        return "samples.png"
+    for name in ("samples.png", "samples.txt"):
+        try:
+            eblvm(["sample", f"--ckpt={ckpt}", f"--num={NUM_SAMPLES}", f"--out={folder / name}"])
+        except SystemExit as stop:
+            if stop.code not in (None, 0):
+                continue
+        return name
+    return None
+
+
+def config_hash(path: Path) -> str:
+    """SHA-256 of a run's configuration, but for where its files go."""
+    kept = re.sub(r"(?m)^(runs|ckpt_path|wandb):.*\n", "", path.read_text(encoding="utf-8"))
+    return hashlib.sha256(kept.encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    import torch
+
+    packages = ("eblvm", "torch", "pytorch-lightning", "torchvision", "torchmetrics")
+    return {
+        "machine": machine(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "commit": commit(),
+    }
+
+
+def machine() -> str:
+    """The processor and how many of its cores there are."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        model = re.search(r"model name\s*: (.*)", text)
+        name = model.group(1) if model else platform.processor()
+    except OSError:
+        name = platform.processor()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with a + where files differ from it; None if not known."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            [*command, "--dirty=+", "--exclude=*"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def main(path: str) -> None:
+    """Run the cell that a file describes."""
+    spec = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = spec["cell"]
+    budget, options = Budget(**content["budget"]), tuple(content["options"])
+    cell = Cell(**{**content, "budget": budget, "options": options})
+    folder = Path(spec["folder"])
+    result = run_cell(cell, folder, spec["wandb"])
+    unfinished = folder / "result.json.part"
+    unfinished.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(folder / "result.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

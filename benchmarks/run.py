@@ -1,0 +1,281 @@
+"""`eblvm bench SUITE`: all cells of a suite, each in a process of its own, none lost.
+
+The folder of a suite holds `suite.json`, `results.jsonl` with a line per finished or failed cell,
+`cells/<table>/<label>/seed_<n>/` with the cell's run, samples and log, and the reports.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as RichTable
+
+from eblvm.benchmarks.suite import Cell, Suite
+from eblvm.cli import UserError
+
+__all__ = ["read_results", "run_suite"]
+
+POLL = 1.0
+"""Seconds between two looks at a cell."""
+
+
+class Worker:
+    """A cell's process, and how far it is.
+
+    Arguments:
+        cell: What runs.
+        folder: Its folder.
+        threads: For torch.
+        group: The run group of Weights & Biases; None does not log there.
+    """
+
+    def __init__(self, cell: Cell, folder: Path, threads: int, group: str | None) -> None:
+        self.cell, self.folder = cell, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        spec = folder / "spec.json"
+        content = {"cell": asdict(cell), "folder": str(folder), "wandb": group is not None}
+        spec.write_text(json.dumps(content), encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if group is not None:
+            environment["WANDB_RUN_GROUP"] = group
+        command = [sys.executable, "-m", "eblvm.benchmarks.cell", str(spec)]
+        self.start = time.perf_counter()
+        with open(folder / "log.txt", "ab") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._curve: Path | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the process began."""
+        return time.perf_counter() - self.start
+
+    def row(self) -> dict[str, str]:
+        """The last figures of each column of `metrics.csv`."""
+        if self._curve is None:
+            self._curve = next(iter(self.folder.glob("run/**/metrics.csv")), None)
+        if self._curve is None:
+            return {}
+        try:
+            with open(self._curve, encoding="utf-8") as file:
+                names = file.readline().rstrip("\n").split(",")
+                rows = [line.rstrip("\n").split(",") for line in deque(file, 50)]
+        except OSError:
+            return {}
+        found: dict[str, str] = {}
+        for row in rows:
+            found |= {n: value for n, value in zip(names, row, strict=False) if value}
+        return found
+
+    def remaining(self, row: dict[str, str]) -> float | None:
+        """Seconds of training left by the budget; None where it is not known."""
+        budget, shares = self.cell.budget, []
+        if budget.minutes:
+            shares.append(self.elapsed / (60 * budget.minutes))
+        if budget.steps and "step" in row:
+            shares.append((int(row["step"]) + 1) / budget.steps)
+        if budget.epochs and "epoch" in row:
+            shares.append((int(row["epoch"]) + 1) / budget.epochs)
+        share = max(shares, default=0.0)
+        return max(0.0, self.elapsed * (1 / share - 1)) if share else None
+
+    def result(self) -> dict[str, Any]:
+        """The record of the finished process."""
+        status = self.process.returncode
+        path = self.folder / "result.json"
+        if status == 0 and path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines if line.strip()][-5:]
+        if status < 0:
+            said.append(f"ended by {signal.Signals(-status).name}; was there memory enough?")
+        return {
+            **asdict(self.cell),
+            "id": self.cell.id,
+            "status": "failed",
+            "error": "\n".join(said),
+            "exit_status": status,
+            "wall_s": round(self.elapsed, 1),
+        }
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    jobs: int = 1,
+    resume: bool = False,
+    wandb: bool = False,
+) -> list[dict[str, Any]]:
+    """Run what is not done yet; all records, the newest of each cell.
+
+    Arguments:
+        suite: The cells.
+        out: The suite's folder.
+        jobs: Cells at a time.
+        resume: Whether to go on with what lies in `out`; failed cells are tried again.
+        wandb: Whether to log to Weights & Biases, the suite as one run group.
+
+    Raises:
+        UserError: If `out` holds results and `resume` is false, or those of another suite.
+    """
+    results = out / "results.jsonl"
+    described = out / "suite.json"
+    if results.exists() and not resume:
+        raise UserError(f"{out} holds results. Add --resume to go on, or choose another --out.")
+    if described.exists() and described.read_text(encoding="utf-8") != suite.to_json():
+        raise UserError(
+            f"{out} was begun with another suite, budget or number of seeds. Give the same ones, "
+            "or choose another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    described.write_text(suite.to_json(), encoding="utf-8")
+    done = {r["id"] for r in read_results(results) if r["status"] == "done"}
+    waiting = deque(cell for cell in suite.cells if cell.id not in done)
+    total, threads = len(suite.cells), max(1, (os.cpu_count() or 1) // jobs)
+    group = f"{suite.name} {int(described.stat().st_mtime)}" if wandb else None
+    running: list[Worker] = []
+    board = Board(total, len(done))
+    with board.shown(), stopping(running):
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.popleft()
+                running.append(Worker(cell, out / "cells" / cell.id, threads, group))
+                board.began(cell)
+            time.sleep(POLL)
+            for worker in [w for w in running if w.process.poll() is not None]:
+                record = worker.result()
+                keep(results, record)
+                running.remove(worker)
+                board.ended(record)
+            board.update(running)
+    return read_results(results)
+
+
+def keep(path: Path, record: dict[str, Any]) -> None:
+    """Append a line, so that it is on the disk before anything else happens."""
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that was cut off stays a line of its own
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The newest record of each cell, done before failed; lines that were cut off are left out."""
+    found: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["status"] == "done" or found.get(record["id"], record)["status"] != "done":
+            found[record["id"]] = record
+    return list(found.values())
+
+
+@contextmanager
+def stopping(running: Sequence[Worker]) -> Iterator[None]:
+    """However this ends, no process is left behind."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    finally:
+        for worker in running:
+            worker.process.terminate()
+        for worker in running:
+            worker.process.wait()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+class Board:
+    """What runs now, as a live table; a line per event where there is no terminal.
+
+    Arguments:
+        total: Cells of the suite.
+        done: Those that are done already.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.failed = total, done, 0
+        self.console = Console()
+        self.live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the table as long as this lasts."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(console=self.console, refresh_per_second=2, transient=True) as self.live:
+            yield
+
+    def began(self, cell: Cell) -> None:
+        """A cell's process has started."""
+        if self.live is None:
+            print(f"{cell.id}: started ({cell.budget})", flush=True)
+
+    def ended(self, record: dict[str, Any]) -> None:
+        """A cell's process has ended."""
+        if record["status"] == "done":
+            self.done += 1
+            said = f"done in {record['wall_s']:.0f} s"
+        else:
+            self.failed += 1
+            said = f"failed: {record['error'].splitlines()[-1] if record['error'] else 'no reason'}"
+        line = f"{record['id']}: {said} ({self.done} of {self.total} done)"
+        if self.live is None:
+            print(line, flush=True)
+        else:
+            self.console.print(line, markup=False)
+
+    def update(self, running: Sequence[Worker]) -> None:
+        """Show how far the processes are."""
+        if self.live is None:
+            return
+        table = RichTable("cell", "step", "loss", "elapsed", "left", box=None, header_style="bold")
+        for worker in running:
+            row = worker.row()
+            left, loss = worker.remaining(row), row.get("train/loss")
+            table.add_row(
+                worker.cell.id,
+                row.get("step", "–"),
+                f"{float(loss):.4g}" if loss else "–",
+                clock(worker.elapsed),
+                "–" if left is None else clock(left),
+            )
+        table.caption = f"{self.done} of {self.total} done, {self.failed} failed"
+        self.live.update(table)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, hours only where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
