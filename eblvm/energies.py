@@ -223,23 +223,40 @@ class SymbolVectorEnergy(Energy):
 
     Arguments:
         net: f, one logit per symbol, `(B, *event) -> (B, K)`.
+        bound: b, for a marginal energy b tanh(E(z)/b) in (−b, b) with the same p(y|z). As a tilt of
+            a Gaussian it can then not run away from its base, however far short chains lag behind;
+            None leaves it unbounded.
+
+    Raises:
+        ValueError: If `bound` is not positive.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, bound: float | None = None) -> None:
         super().__init__()
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound is {bound}; expected a positive number, or None.")
         self.net = net
+        self.bound = bound
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x), with shape `(B, K)`."""
         return self.net(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return -torch.logsumexp(self.logits(x), dim=1)
+        e = -torch.logsumexp(self.logits(x), dim=1)
+        return e if self.bound is None else self.bound * torch.tanh(e / self.bound)
 
     def given(self, x: Tensor, y: Tensor) -> Tensor:
-        """The energy of x and the symbols `y`, −f(x)_y, with shape `(B,)`; y is int64 `(B,)`."""
+        """The energy of x and the symbols `y`, E(x) − log p(y|x), `(B,)`; y is int64 `(B,)`.
+
+        Unbounded that is −f(x)_y.
+        """
         logits = self.logits(x)
-        return -(logits * one_hot(y, self.num_symbols, x)).sum(1)
+        joint = -(logits * one_hot(y, self.num_symbols, x)).sum(1)
+        if self.bound is None:
+            return joint
+        e = -torch.logsumexp(logits, dim=1)
+        return self.bound * torch.tanh(e / self.bound) + (joint - e)
 
     @property
     def num_symbols(self) -> int:

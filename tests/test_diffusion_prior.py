@@ -67,9 +67,11 @@ def test_constants_of_the_levels():
     torch.testing.assert_close(prior.weight, torch.tensor(weight).double(), **like)
     torch.testing.assert_close(prior.scale[:5], prior.schedule.a[1:6])
     assert prior.scale[5] == 1
-    plain = quadratic(tempered=False, weighted=False)
+    plain = quadratic(temperature=1.0, weighted=False)
     assert plain.temperature.eq(1).all() and plain.weight.eq(1).all()
     torch.testing.assert_close(plain.step_size, prior.step_size)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        quadratic(temperature=0.0)
 
 
 @pytest.mark.parametrize("level", range(6))
@@ -219,7 +221,7 @@ def test_neglected_gradient_of_the_normalizers():
 
 def test_one_level_is_a_tilted_gaussian():
     """Without temperature and noise before the energy this is EnergyPrior's own loss."""
-    prior = quadratic((0.7,), num_steps=0, tempered=False)
+    prior = quadratic((0.7,), num_steps=0, temperature=1.0)
     z = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     loss = prior.loss(z, seeded())
     z_0, z_1 = prior.schedule.sample_pair(z, torch.zeros(6, dtype=torch.long), seeded())

@@ -44,9 +44,13 @@ def learner(prior, **settings):
 # Symbol-vector energies
 
 
-def test_symbols_are_summed_out():
-    energy = SymbolVectorEnergy(MLP(2, [8], 5)).double()
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_symbols_are_summed_out(bound):
+    energy = SymbolVectorEnergy(MLP(2, [8], 5), bound).double()
     z = torch.randn(4, 2, dtype=torch.float64)
+    plain = -torch.logsumexp(energy.logits(z), 1)  # about -log 5
+    expected = plain if bound is None else 0.5 * torch.tanh(plain / 0.5)
+    torch.testing.assert_close(energy(z), expected)
     total = sum((-energy.given(z, torch.full((4,), y))).exp() for y in range(5))
     torch.testing.assert_close((-energy(z)).exp(), total)
     assert energy.num_symbols == 5
@@ -98,6 +102,8 @@ def test_priors_without_symbols_say_so():
         plain.sample(1, label=torch.zeros(1, dtype=torch.long))
     with pytest.raises(TypeError, match="Identity holds no linear layer"):
         _ = SymbolVectorEnergy(nn.Identity()).num_symbols
+    with pytest.raises(ValueError, match="bound is 0; expected a positive number"):
+        SymbolVectorEnergy(nn.Identity(), bound=0)
 
 
 # Free bits

@@ -13,7 +13,8 @@ Each of these is close to a Gaussian, so that short chains mix where a chain on 
 would not.
 
 Chains take steps :math:`s_t^2 = \delta\, \sigma_{t+1}^2\, \bar\sigma_t / \bar\sigma_0` and the
-temperature is τ_t = s_t²: the gradient of E then enters each step with the factor ½ at every level.
+temperature, unless another is given, is τ_t = s_t²: the gradient of E then enters each step with
+the factor ½ at every level.
 """
 
 import math
@@ -62,7 +63,9 @@ class DiffusionEnergyPrior(Prior):
             draws images, the latent model 1.
         free_bits: Dimensions with −½ (1 + log-variance) at most this do not count in `divergence`;
             None counts all.
-        tempered: Whether τ_t = s_t²; otherwise τ_t = 1.
+        temperature: τ, the same at all levels; None for the published τ_t = s_t². That one spans
+            three orders of magnitude, and a network that learns at one rate is too noisy for the
+            coldest levels.
         weighted: Whether w_t = σ_1/σ_{t+1}; otherwise w_t = 1.
         normalizer_gradient: Whether z gets the gradient of w_t log Z_t(z_{t+1}), too, which the
             released code neglects.
@@ -72,7 +75,8 @@ class DiffusionEnergyPrior(Prior):
             E/τ varies by a few nats over the tie's width.
 
     Raises:
-        ValueError: If level 0 of the schedule carries no noise: step sizes are relative to it.
+        ValueError: If level 0 of the schedule carries no noise, which step sizes are relative to;
+            or if `step_variance` or `temperature` is not positive.
     """
 
     step_size: Tensor
@@ -89,7 +93,7 @@ class DiffusionEnergyPrior(Prior):
         step_variance: float = 2e-3,
         noise_scale: float = 1.0,
         free_bits: float | None = None,
-        tempered: bool = True,
+        temperature: float | None = None,
         weighted: bool = True,
         normalizer_gradient: bool = False,
         num_normalizer: int = 1000,
@@ -103,6 +107,10 @@ class DiffusionEnergyPrior(Prior):
             )
         if not step_variance > 0:
             raise ValueError(f"step_variance is {step_variance}; expected a positive number.")
+        if temperature is not None and not temperature > 0:
+            raise ValueError(
+                f"temperature is {temperature}; expected a positive number, or None for s²."
+            )
         self.tilt = tilt
         self.schedule = schedule
         self.num_steps = num_steps
@@ -116,7 +124,9 @@ class DiffusionEnergyPrior(Prior):
         last = torch.arange(len(schedule)) == len(schedule) - 1
         for name, value in {
             "step_size": variance.sqrt(),
-            "temperature": variance if tempered else torch.ones_like(variance),
+            "temperature": variance
+            if temperature is None
+            else torch.full_like(variance, temperature),
             "weight": sigma[0] / sigma if weighted else torch.ones_like(sigma),
             "scale": torch.where(last, torch.ones_like(sigma), schedule.a[1:]),
         }.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .text import SentenceDecoder, final_states, uniform_
+from .text import SentenceDecoder, final_states
 
 __all__ = ["ContextEncoder", "DialogueDecoder", "DialogueEncoder"]
 
@@ -83,7 +83,6 @@ class DialogueEncoder(nn.Module):
         embedding_dim: Width of the embeddings.
         hidden_dim: Width of the response's LSTM and of the context.
         turn_dim: Width of the turns' GRU, in each direction.
-        init_scale: All parameters are drawn from U(−s, s); None keeps PyTorch's defaults.
         pad: Index of the padding token.
     """
 
@@ -94,7 +93,6 @@ class DialogueEncoder(nn.Module):
         embedding_dim: int = 200,
         hidden_dim: int = 512,
         turn_dim: int = 256,
-        init_scale: float | None = None,
         pad: int = 0,
     ) -> None:
         super().__init__()
@@ -105,7 +103,6 @@ class DialogueEncoder(nn.Module):
         self.heads = nn.Sequential(
             nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim)
         )
-        uniform_(self, init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.heads_of(x[:, 0], self.context(x[:, 1:]))
@@ -130,7 +127,6 @@ class DialogueDecoder(SentenceDecoder):
         turn_dim: Width of the turns' GRU, in each direction.
         dropout: On embedded words and on what the projection sees.
         word_dropout: Probability with which an input word becomes `<unk>` in training.
-        init_scale: All parameters are drawn from U(−s, s); None keeps PyTorch's defaults.
         pad: Index of the padding token.
     """
 
@@ -143,7 +139,6 @@ class DialogueDecoder(SentenceDecoder):
         turn_dim: int = 256,
         dropout: float = 0.2,
         word_dropout: float = 0.0,
-        init_scale: float | None = None,
         pad: int = 0,
     ) -> None:
         super().__init__(
@@ -158,7 +153,6 @@ class DialogueDecoder(SentenceDecoder):
         )
         self.context = ContextEncoder(vocab_size, hidden_dim, embedding_dim, turn_dim, pad)
         self.shift = nn.Linear(hidden_dim, embedding_dim + latent_dim)
-        uniform_(self, init_scale)
 
     def hidden(self, z: Tensor, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """As `SentenceDecoder.hidden`, after the turns `(B, T, L)`."""

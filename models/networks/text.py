@@ -28,16 +28,6 @@ def recurrent(cell: Cell, in_dim: int, hidden_dim: int, bidirectional: bool = Fa
     return RNNS[cell](in_dim, hidden_dim, batch_first=True, bidirectional=bidirectional)
 
 
-def uniform_(module: nn.Module, scale: float | None) -> None:
-    """Draw every parameter from U(−scale, scale); None leaves them as they are."""
-    if scale is None:
-        return
-    if not scale > 0:
-        raise ValueError(f"init_scale is {scale}; expected a positive number, or None.")
-    for parameter in module.parameters():
-        nn.init.uniform_(parameter, -scale, scale)
-
-
 def final_states(rnn: nn.RNNBase, embedded: Tensor, lengths: Tensor) -> Tensor:
     """The last state of each direction side by side, `(B, directions · H)`.
 
@@ -69,7 +59,6 @@ class SentenceEncoder(nn.Module):
         cell: `gru` or `lstm`.
         bidirectional: Whether to read backward, too.
         leaky: Whether the final states pass a LeakyReLU(0.01), as in LDEBM on Penn Treebank.
-        init_scale: All parameters are drawn from U(−s, s); None keeps PyTorch's defaults.
         pad: Index of the padding token.
     """
 
@@ -82,7 +71,6 @@ class SentenceEncoder(nn.Module):
         cell: Cell = "gru",
         bidirectional: bool = True,
         leaky: bool = False,
-        init_scale: float | None = None,
         pad: int = 0,
     ) -> None:
         super().__init__()
@@ -91,7 +79,6 @@ class SentenceEncoder(nn.Module):
         self.rnn = recurrent(cell, embedding_dim, hidden_dim, bidirectional)
         self.activation = nn.LeakyReLU(0.01) if leaky else nn.Identity()
         self.heads = nn.Linear(hidden_dim * (1 + bidirectional), out_dim)
-        uniform_(self, init_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         states = final_states(self.rnn, self.embedding(x), (x != self.pad).sum(1))
@@ -117,7 +104,6 @@ class SentenceDecoder(nn.Module):
         dropout: On embedded words and on what the projection sees.
         word_dropout: Probability with which an input word becomes `<unk>` in training.
         tied: Whether embedding and projection share weights.
-        init_scale: All parameters are drawn from U(−s, s); None keeps PyTorch's defaults.
         unk: Index of the unknown word; lower ones and `eos`, `bos` are never dropped.
 
     Raises:
@@ -134,7 +120,6 @@ class SentenceDecoder(nn.Module):
         dropout: float = 0.0,
         word_dropout: float = 0.0,
         tied: bool = True,
-        init_scale: float | None = None,
         unk: int = 1,
         num_special: int = 4,
     ) -> None:
@@ -156,7 +141,6 @@ class SentenceDecoder(nn.Module):
         self.first = nn.Linear(latent_dim, hidden_dim, bias=cell == "lstm")
         self.first_cell = nn.Linear(latent_dim, hidden_dim) if cell == "lstm" else None
         self.output = None if tied else nn.Linear(hidden_dim, vocab_size)
-        uniform_(self, init_scale)
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
         """Weight `(V, H)` and bias of the map from states to logits."""
