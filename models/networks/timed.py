@@ -1,4 +1,7 @@
-"""Multilayer perceptrons of a state and its level of noise, for diffusions of the plane."""
+"""Multilayer perceptrons of a state and its level of noise: the plane, and very small images.
+
+Data of any shape are flattened, and what is generated has the shape of the noisy state.
+"""
 
 from collections.abc import Sequence
 
@@ -94,7 +97,7 @@ class TimedMLP(nn.Module):
 
 
 class TimedMLPEnergy(TimeEnergy):
-    """An energy of vectors for each level, `(B, D), (B,) -> (B,)`; 111,516 parameters at D = 2.
+    """An energy for each level, `(B, *event), (B,) -> (B,)`; 111,516 parameters at D = 2.
 
     Arguments:
         in_dim: D.
@@ -122,15 +125,16 @@ class TimedMLPEnergy(TimeEnergy):
         self.net = TimedMLP(width, 1, hidden_dims, time_dim, branch_dims=branch_dims)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.flatten(1)
         if context is not None:
-            x = torch.cat([x, context], dim=1)
+            x = torch.cat([x, context.flatten(1)], dim=1)
         return self.net(waves(x, self.num_waves), t).squeeze(1)
 
 
 class TimedMLPGenerator(nn.Module):
     """The clean datum from its noisy state and a latent; 113,149 parameters as published.
 
-    `(x_next, t, z) -> (B, D)`; the published one has `batch_norm` and, in sampling,
+    `(x_next, t, z) -> x`, both `(B, *event)`; the published one has `batch_norm` and, in sampling,
     `batch_statistics`.
 
     Arguments:
@@ -142,6 +146,7 @@ class TimedMLPGenerator(nn.Module):
         batch_statistics: As in `TimedMLP`.
         branch_dims: As in `TimedMLP`.
         num_waves: As in `TimedMLPEnergy`, of the noisy state.
+        bounded: Whether the datum lies in [−1, 1], by tanh.
     """
 
     def __init__(
@@ -154,15 +159,19 @@ class TimedMLPGenerator(nn.Module):
         batch_statistics: bool = False,
         branch_dims: Sequence[int] = (16, 32),
         num_waves: int = 0,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         self.num_waves = num_waves
+        self.bounded = bounded
         width = data_dim * (1 + 2 * num_waves) + latent_dim
         sizes = (width, data_dim, hidden_dims, time_dim)
         self.net = TimedMLP(*sizes, batch_norm, batch_statistics, branch_dims)
 
     def forward(self, x_next: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        return self.net(torch.cat([waves(x_next, self.num_waves), z], dim=1), t)
+        seen = waves(x_next.flatten(1), self.num_waves)
+        x = self.net(torch.cat([seen, z], dim=1), t).view_as(x_next)
+        return x.tanh() if self.bounded else x
 
 
 class TimedMLPEncoder(nn.Module):
@@ -201,5 +210,5 @@ class TimedMLPEncoder(nn.Module):
         self.head = nn.Linear(feature_dim, 2 * latent_dim)
 
     def forward(self, x: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
-        both = torch.cat([x, x_next], dim=1)
+        both = torch.cat([x.flatten(1), x_next.flatten(1)], dim=1)
         return self.head(self.net(waves(both, self.num_waves), t))
