@@ -1,4 +1,5 @@
 # make quickstart   install, train a latent-space EBM prior on real digits, test it, draw samples
+# make compare      six methods on the digits, half a minute each, and a report as an HTML page
 # make test         install with the test extra; lint, types, and the whole test suite
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 RUNS ?= runs
 DIGITS := $(RUNS)/image/lebm_digits
 
-.PHONY: help install quickstart test lint bench-samplers
+.PHONY: help install quickstart compare test lint bench-samplers
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -18,6 +19,9 @@ quickstart: $(VENV)/installed
 	@run=$$(ls -td $(DIGITS)/version_* | head -n 1) && \
 	$(BIN)/eblvm test --ckpt_path "$$run/checkpoints/best.ckpt" && \
 	$(BIN)/eblvm sample --ckpt "$$run/checkpoints/best.ckpt" --num 64 --out "$$run/samples.png"
+
+compare: $(VENV)/installed
+	$(BIN)/eblvm bench quickstart --out $(RUNS)/bench/quickstart --resume
 
 test: $(VENV)/tests-installed lint
 	$(BIN)/python -m pytest -n 2 -q
