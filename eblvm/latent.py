@@ -62,10 +62,9 @@ class Given(nn.Module):
         self.condition = condition
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        num = len(inputs[0])
         condition = self.condition
-        if len(condition) == 1 and num > 1:
-            condition = condition.expand(num, *condition.shape[1:])
+        if len(condition) == 1:
+            condition = condition.expand(len(inputs[0]), *condition.shape[1:])
         return self.network(*inputs, condition)
 
 

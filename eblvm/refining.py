@@ -111,7 +111,8 @@ class FilmStrip(Evaluation):
 class ClassAccuracy(Evaluation):
     """How often an independent classifier finds the class that a sample was asked for.
 
-    Logs `class_accuracy`.
+    Logs `class_accuracy`, and `proposal_class_accuracy` of the starts of the chains, which tells
+    whether it is the starter or the chain that errs about classes.
 
     Arguments:
         classifier: A packaged name such as `digits`, or the checkpoint of an `ImageClassifier`.
@@ -133,15 +134,19 @@ class ClassAccuracy(Evaluation):
                 "the callback from the recipe."
             )
         share = -(-self.num // trainer.world_size)
-        right = []
         self.network.to(learner.device).eval()
-        for i, start in enumerate(range(0, share, 500)):
-            label = condition.examples(min(500, share - start))
-            x = model.sample(len(label), model.generator(i, 8), condition=label).clamp(-1, 1)
-            with torch.no_grad():
-                right.append(self.network(x).argmax(1) == label)
-        accuracy = gather(learner, torch.cat(right).double()).mean()
-        log(learner, stage, {"class_accuracy": accuracy})
+        figures = {}
+        for name, num_steps in (("class_accuracy", None), ("proposal_class_accuracy", 0)):
+            right = []
+            for i, start in enumerate(range(0, share, 500)):
+                label = condition.examples(min(500, share - start))
+                x = model.sample(
+                    len(label), model.generator(i, 8), num_steps=num_steps, condition=label
+                )
+                with torch.no_grad():
+                    right.append(self.network(x.clamp(-1, 1)).argmax(1) == label)
+            figures[name] = gather(learner, torch.cat(right).double()).mean()
+        log(learner, stage, figures)
 
 
 class Translations(Evaluation):

@@ -156,7 +156,8 @@ class CommandLine(LightningCLI):
         folder = self.run_dir / "checkpoints"
         callbacks += [RandomState(), Cost(), Interrupt(str(folder / "last.ckpt"))]
         if options.ema:
-            callbacks.append(EMAWeightAveraging(decay=options.ema))
+            # Buffers go along as they are: averaged states of a replay buffer would be no states.
+            callbacks.append(EMAWeightAveraging(decay=options.ema, use_buffers=False))
         if options.compile:
             callbacks.append(CompileNetworks())
         if trainer.checkpoint_callbacks:

@@ -93,6 +93,7 @@ class DataEBM(Learner):
         """Set by a guard that goes back to a good state: what is not finite is its affair."""
         self.trouble: str | None = None
         """What was not finite in the last step, for that guard."""
+        self._potential: tuple[Any, Any] = (None, None)  # in a tuple, as it is no part of its own
         self._step: tuple[Tensor, Draw, Tensor, Tensor] | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -119,7 +120,13 @@ class DataEBM(Learner):
     def potential(self, condition: Tensor | None = None) -> nn.Module:
         """−log p(x|c) up to a constant: E and the reference, `(B, *event) -> (B,)`."""
         tilt: Any = self.tilt(condition)
-        return tilt if self.reference is None else TiltedEnergy(tilt, self.reference)
+        if self.reference is None:
+            return tilt
+        if condition is not None:
+            return TiltedEnergy(tilt, self.reference)
+        if self._potential[0] is not tilt:  # one object, so that chains need not read it anew
+            self._potential = (tilt, TiltedEnergy(tilt, self.reference))
+        return self._potential[1]
 
     def draw(
         self,

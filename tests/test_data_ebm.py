@@ -1,6 +1,7 @@
 """The learner of energies of data: its grid density, its rates, and exact resuming."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,3 +116,17 @@ def test_a_guard_of_the_recipe_replaces_the_default():
         accelerator="cpu", logger=False, callbacks=[DivergenceGuard(patience=9)]
     )
     assert model.configure_callbacks() == []
+
+
+def test_averaged_weights_leave_the_states_of_a_buffer_as_they_are(eblvm):
+    overrides = ["--trainer.max_epochs=1", "--data.init_args.num_train=512", "--ema=0.9"]
+    overrides += ["--trainer.callbacks=[]", "--monitor=val/loss", "--runs=runs"]
+    overrides += ["--model.init_args.negatives.init_args.capacity=256"]
+    done = eblvm("fit", "--config", "toy/persistent_8gaussians", *overrides)
+    assert done.status == 0, done.err
+    (path,) = Path("runs").rglob("last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
+    same = {name for name in raw if torch.equal(averaged[name], raw[name])}
+    assert "negatives.buffer.states" in same
+    assert not same & {name for name in raw if name.endswith("weight")}

@@ -6,6 +6,8 @@ from torch import nn
 
 from eblvm.conditions import EdgeCondition, GrayCondition, LabelCondition, LowResolutionCondition
 from eblvm.models.networks import (
+    MLP,
+    ClassEnergy,
     ConditionalDecoder,
     ConditionalEncoder,
     ConditionalEnergy,
@@ -140,6 +142,15 @@ def test_another_class_is_another_energy_encoding_and_image():
         assert not torch.isclose(one, other).flatten(1 if one.dim() > 1 else 0).all()
         swapped = net(given.flip(0), c.flip(0))
         torch.testing.assert_close(swapped.flip(0), one)  # rows keep their own condition
+    with pytest.raises(ValueError, match="without its condition"):
+        energy(x)
+
+
+def test_an_energy_of_classes_picks_the_output_of_the_class():
+    network = MLP(12, [7], 4)
+    energy = ClassEnergy(network, 4)
+    x, c = torch.randn(5, 1, 3, 4), torch.tensor([3, 0, 0, 2, 1])
+    torch.testing.assert_close(energy(x, c), network(x)[torch.arange(5), c])
     with pytest.raises(ValueError, match="without its condition"):
         energy(x)
 

@@ -111,6 +111,74 @@ def test_equal_to_autograd(name):
             torch.testing.assert_close(program.gradient(x), g, rtol=1e-9, atol=1e-10)
 
 
+def convolutional(channels):
+    """Strided filters, uneven padding, a grouped layer, a head over the whole map."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 4, 2, 1),
+        nn.SiLU(),
+        Padded(),
+        nn.Conv2d(6, 8, 3, 2, groups=2),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(8, 5, (3, 3)),
+        nn.Flatten(),
+    ).double()
+
+
+class Padded(nn.Module):
+    def forward(self, x):
+        return F.pad(x, (0, 1, 0, 1))
+
+
+class Conditional(nn.Module):
+    """Constant channels beside the image, as a conditional energy has them."""
+
+    def __init__(self, net, map):
+        super().__init__()
+        self.net, self.map = net, map
+
+    def forward(self, x):
+        return self.net(torch.cat([x, torch.tanh(self.map)], 1))
+
+
+def summed(net):
+    return lambda x: net(x).sum(1)
+
+
+IMAGES = {
+    **{f"{c} channels": summed(convolutional(c)) for c in (1, 3, 5)},
+    "channels last": summed(convolutional(1).to(memory_format=torch.channels_last)),
+    "map beside": summed(Conditional(convolutional(3), torch.randn(7, 2, 12, 12).double())),
+    "flat map beside": summed(
+        Conditional(
+            nn.Sequential(nn.Flatten(), nn.Linear(288, 9), nn.SiLU(), nn.Linear(9, 1)).double(),
+            torch.randn(7, 1, 12, 12).double(),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_gradients_of_convolutions_equal_autograd(name):
+    energy = IMAGES[name]
+    channels = int(name[0]) if name[0].isdigit() else 1
+    x = torch.randn(7, channels, 12, 12, dtype=torch.float64)
+    with frozen(energy):
+        program = analytic.analyze(energy, x, 1000)
+        assert program is not None, "left to autograd"
+        for _ in range(2):
+            x = torch.randn_like(x)
+            e, g = value_and_gradient(energy, x)
+            torch.testing.assert_close(program(x)[0], e, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(program.gradient(x), g, rtol=1e-9, atol=1e-10)
+
+
+def test_a_linear_head_over_a_map_costs_the_gradient_nothing():
+    energy = summed(convolutional(1))
+    x = torch.randn(7, 1, 12, 12, dtype=torch.float64)
+    program = analytic.analyze(energy, x, 1000)
+    assert len(program.shorter) == len(program.forward) - 4  # activation, head, flatten, sum
+
+
 def test_results_survive_the_next_call():
     energy, x = ENERGIES["MLP SiLU()"], torch.randn(7, 5, dtype=torch.float64)
     program = analytic.analyze(energy, x, 1000)

@@ -4,20 +4,22 @@
 
 The textbook loop is the usual one: the energy's parameters keep their graph in the chain, each step
 calls `backward()`, which forms gradients of all weights that nobody asks for, and images lie with
-channels first. Ours differs in three ways, switched on one after the other: parameters hold still
-in the chain (only x is differentiated), channels lie last, and chains are compiled where that pays.
-Both loops do the same arithmetic: the same recipe, start and noise give the same negatives up to
-rounding, which is checked first.
+channels first. Ours differs in ways that are switched on one after the other: parameters hold still
+in the chain (only x is differentiated), channels lie last, the chain's gradients are formed by hand
+(`eblvm.samplers.analytic`: no graph, nothing for what is linear or does not depend on x), and with
+`--compile` chains are compiled. All loops do the same arithmetic: the same recipe, start and noise
+give the same negatives up to rounding, which is checked first.
 
-Times are medians of `--repeats` steps, of the clock on the wall or (`--cpu`, for busy machines) of
-the processor.
+A round takes one step with each loop, so that what else the machine does hits all of them. Times
+are medians over `--repeats` rounds, of the clock on the wall or (`--cpu`, for busy machines) of the
+processor; ratios are those of a round, with their quartiles.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from eblvm.benchmarks.compare import machine
 from eblvm.negatives import with_steps
-from eblvm.samplers import compilation, noise_like
+from eblvm.samplers import compilation, noise_like, potential
 from eblvm.training import build
 
 __all__ = ["main", "textbook_chain"]
@@ -66,63 +68,87 @@ class Textbook:
         return textbook_chain(energy, x, *self.settings, generator)
 
 
-class Stopwatch:
-    """Seconds of a part of a step, added up over a step's parts of that name."""
+class Loop:
+    """A training step by its parts, and the seconds of each part of all steps so far.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    Arguments:
+        model: A `DataEBM`.
+        x: The data of each step.
+        clock: Seconds.
+        textbook: Whether the chain is the textbook's.
+        analyze: Whether gradients may be formed by hand.
+        mode: When chains are compiled, see `eblvm.samplers.compilation`.
+    """
+
+    parts = ("start", "chain", "energy", "starter", "update")
+
+    def __init__(
+        self,
+        model: Any,
+        x: Tensor,
+        clock: Callable[[], float],
+        textbook: bool,
+        analyze: bool,
+        mode: str,
+    ) -> None:
+        self.model, self.x, self.clock, self.mode = model, x, clock, mode
+        self.analyze_from = potential.ANALYZE_FROM if analyze else 10**9
+        kernel = model.negatives.sampler
+        self.kernel = Textbook(kernel) if textbook else kernel
+        made = model.configure_optimizers()
+        self.optimizer = made["optimizer"] if isinstance(made, dict) else made
         self.steps: list[dict[str, float]] = []
 
-    def time(self, name: str, part: Callable[[], Any]) -> Any:
-        start = self.clock()
-        result = part()
-        self.steps[-1][name] = self.steps[-1].get(name, 0.0) + self.clock() - start
-        return result
+    def step(self, seed: int) -> None:
+        """One step of training, timed."""
+        usual = potential.ANALYZE_FROM
+        potential.ANALYZE_FROM = self.analyze_from
+        self.steps.append({})
+        try:
+            with compilation(self.mode):
+                self._step(torch.Generator().manual_seed(seed))
+        finally:
+            potential.ANALYZE_FROM = usual
 
-    def medians(self) -> dict[str, float]:
-        """Of each part, and of the whole step."""
-        names = self.steps[0]
-        parts = {n: statistics.median(step[n] for step in self.steps) for n in names}
-        return parts | {"step": statistics.median(sum(step.values()) for step in self.steps)}
+    def _step(self, generator: torch.Generator) -> None:
+        model, x, negatives = self.model, self.x, self.model.negatives
+        drawn = self._time("start", lambda: negatives.start(negatives.num_chains, generator))
+        energy = model.potential()
+        ends = self._time("chain", lambda: self.kernel(energy, drawn.start, generator))
+        self.optimizer.zero_grad()
 
-
-def training_steps(
-    model: Any, x: Tensor, repeats: int, clock: Callable[[], float], textbook: bool
-) -> dict[str, float]:
-    """Seconds of the parts of a step: start, chain, energy, starter, update."""
-    optimizer = model.configure_optimizers()
-    optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
-    watch, negatives = Stopwatch(clock), model.negatives
-    kernel, num = negatives.sampler, negatives.num_chains or len(x)
-    for i in range(repeats + 1):
-        watch.steps.append({})
-        generator = torch.Generator().manual_seed(i)
-        drawn = watch.time("start", lambda g=generator: negatives.start(num, g))
-        potential = model.potential()
-        run = Textbook(kernel) if textbook else kernel
-        ends = watch.time("chain", partial(run, potential, drawn.start, generator))
-        optimizer.zero_grad()
-
-        def contrast(ends: Tensor = ends) -> None:
+        def contrast() -> None:
             positive, negative = model.energy(torch.cat([x, ends])).split([len(x), len(ends)])
             (positive.mean() - negative.mean()).backward()
 
-        watch.time("energy", contrast)
-
-        def teach(drawn: Any = drawn, ends: Tensor = ends, g: torch.Generator = generator) -> None:
-            terms = negatives.loss(type(drawn)(drawn.start, ends, z=drawn.z), g)
+        def teach() -> None:
+            terms = negatives.loss(dataclasses.replace(drawn, x=ends), generator)
             if terms:
                 torch.stack([term.mean() for term in terms.values()]).sum().backward()
 
-        watch.time("starter", teach)
-        watch.time("update", optimizer.step)
-    watch.steps.pop(0)  # the first allocates
-    return watch.medians()
+        self._time("energy", contrast)
+        self._time("starter", teach)
+        self._time("update", self.optimizer.step)
+
+    def _time(self, name: str, part: Callable[[], Any]) -> Any:
+        start = self.clock()
+        result = part()
+        self.steps[-1][name] = self.clock() - start
+        return result
+
+    def totals(self) -> list[float]:
+        """Seconds of each step but the first, which allocates."""
+        return [sum(step.values()) for step in self.steps[1:]]
+
+    def shares(self) -> list[float]:
+        """What share of a step each part takes, by medians."""
+        medians = [statistics.median(step[n] for step in self.steps[1:]) for n in self.parts]
+        return [seconds / sum(medians) for seconds in medians]
 
 
 def check(model: Any, x: Tensor) -> float:
-    """The largest difference of the two chains' ends after three steps, relative to their size."""
-    kernel: Any = with_steps(model.negatives.sampler, 3)
+    """The largest difference of the two chains' ends after a few steps, relative to their size."""
+    kernel: Any = with_steps(model.negatives.sampler, potential.ANALYZE_FROM)
     start = model.negatives.start(len(x), torch.Generator().manual_seed(0)).start
     ours = kernel(model.potential(), start, torch.Generator().manual_seed(1))
     theirs = Textbook(kernel)(model.potential(), start, torch.Generator().manual_seed(1))
@@ -134,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", default="image/vae_ebm_mnist")
     parser.add_argument("--chains", type=int, default=25, help="chains, and images, per step")
     parser.add_argument("--steps", type=int, help="chain steps (as in the recipe)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu", action="store_true", help="processor time, not time on the wall")
     parser.add_argument("--compile", action="store_true", help="a row with compiled chains, too")
@@ -154,29 +180,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         learner.negatives.num_chains = options.chains
         return learner, x
 
-    rows: list[tuple[str, bool, bool, str]] = [
-        ("textbook loop", False, True, "never"),
-        ("parameters held still", False, False, "never"),
-        ("and channels last", True, False, "never"),
+    rows: list[tuple[str, bool, bool, bool, str]] = [
+        ("textbook loop", False, True, False, "never"),
+        ("parameters held still", False, False, False, "never"),
+        ("and channels last", True, False, False, "never"),
+        ("and gradients by hand", True, False, True, "never"),
     ]
-    rows += [("and compiled", True, False, "always")] * options.compile
+    rows += [("and compiled", True, False, True, "always")] * options.compile
     print(f"chains agree to {check(*fresh(False)):.1e} of their size\n")
-    print("| loop | start | chain | energy | starter | update | step, s | times faster |")
-    print("|---" * 8 + "|")
-    reference = None
-    for title, channels_last, textbook, mode in rows:
-        model, x = fresh(channels_last)
-        with compilation(mode):
-            seconds = training_steps(model, x, options.repeats, clock, textbook)
-        reference = reference or seconds["step"]
-        parts = " | ".join(
-            f"{100 * seconds[name] / seconds['step']:.0f} %"
-            for name in ("start", "chain", "energy", "starter", "update")
-        )
-        factor = reference / seconds["step"]
-        print(f"| {title} | {parts} | {seconds['step']:.3g} | {factor:.2f} |", flush=True)
+    loops = [
+        Loop(*fresh(channels_last), clock, textbook, analyze, mode)
+        for _, channels_last, textbook, analyze, mode in rows
+    ]
+    for i in range(options.repeats + 1):
+        for loop in loops:
+            loop.step(i)
+    print("| loop | " + " | ".join(Loop.parts) + " | step, s | times faster (quartiles) |")
+    print("|---" * (len(Loop.parts) + 3) + "|")
+    reference = loops[0].totals()
+    for (title, *_), loop in zip(rows, loops, strict=True):
+        parts = " | ".join(f"{100 * share:.0f} %" for share in loop.shares())
+        ratios = [theirs / ours for theirs, ours in zip(reference, loop.totals(), strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        seconds = statistics.median(loop.totals())
+        print(f"| {title} | {parts} | {seconds:.3g} | {middle:.2f} ({low:.2f}–{high:.2f}) |")
     kind = "processor" if options.cpu else "wall"
-    print(f"\n{options.recipe}, {options.chains} chains, {options.threads} threads, {kind} time.")
+    print(
+        f"\n{options.recipe}, {options.chains} chains and images, {options.repeats} rounds, "
+        f"{options.threads} threads, {kind} time."
+    )
     print(machine())
 
 

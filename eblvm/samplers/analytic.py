@@ -6,10 +6,10 @@ context branches, normalized weights, schedules), folds constant columns of a co
 bias of the layer that follows, transposes each weight once, and writes the chain rule as a list of
 in-order calls. No graph is built and no parameter is looked at again.
 
-Operations are those of residual multilayer perceptrons, mixtures and quadratics; an energy with any
-other one, with data-dependent control flow, hooks or random numbers is left to autograd, and so is
-one whose gradient at the first state disagrees with autograd's. Nothing is approximated: results
-agree to rounding.
+Operations are those of residual multilayer perceptrons, convolutional networks, mixtures and
+quadratics; an energy with any other one, with data-dependent control flow, hooks or random numbers
+is left to autograd, and so is one whose gradient at the first state disagrees with autograd's.
+Nothing is approximated: results agree to rounding.
 
 Matrix products choose, per shape and once per process, the faster of the BLAS that `Linear` uses
 and oneDNN with a packed weight: which of them wins depends on the processor, so it is measured.
@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from .convolution import convolution, padding
 from .score import EnergyFn, value_and_gradient
 
 __all__ = ["Analytic", "analyze"]
@@ -199,7 +201,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Parts:
-    """A concatenation along the last axis, kept apart: slots (int) and constants."""
+    """A concatenation of columns or of channels, kept apart: slots (int) and constants."""
 
     def __init__(self, parts: list[int | Tensor]) -> None:
         self.parts = parts
@@ -292,6 +294,11 @@ class _Reader:
         (value,) = args
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             return self.linear(value, module.weight.detach(), module.bias)
+        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
+            if module.padding_mode != "zeros":
+                raise _Unsupported
+            settings = {name: getattr(module, name) for name in _CONVOLUTION}
+            return self.conv2d(value, **settings)
         if isinstance(module, nn.Identity | nn.Dropout) and not module.training:
             return value
         if isinstance(module, nn.Flatten):
@@ -319,11 +326,18 @@ class _Reader:
             return self.linear(args[0], weight.detach(), bias)
         if name in ("matmul", "mm") and isinstance(args[1], Tensor) and args[1].ndim == 2:
             return self.linear(args[0], args[1].T, None)
+        if name == "conv2d":
+            return self.conv2d(**_named(args, kwargs, "input", *_CONVOLUTION))
+        if name == "pad":
+            return self.pad(**_named(args, kwargs, "input", "pad", "mode", "value"))
         if name in ("dropout", "contiguous", "float", "double", "to", "clone"):
             return self.unchanged(name, args, kwargs)
         if not isinstance(args[0], _Slot | _Parts) or _depends(args[1:]):
             raise _Unsupported
         value = args[0]
+        if name == "flatten":
+            start = args[1] if len(args) > 1 else kwargs.get("start_dim", 0)
+            return self.flatten(value, start, args[2] if len(args) > 2 else -1)
         if name == "pow" and isinstance(args[1], int | float):
             p = args[1]
             if p == 2:
@@ -370,9 +384,6 @@ class _Reader:
                 return self.unary(slot, _logsumexp(dims, keep))
             scale = 1.0 if name == "sum" else 1 / math.prod(shape[d] for d in dims)
             return self.unary(slot, _sum(dims, keep, shape, scale))
-        if name == "flatten":
-            start = args[0] if args else kwargs.get("start_dim", 0)
-            return self.flatten(slot, start, args[1] if len(args) > 1 else -1)
         if name in ("squeeze", "unsqueeze", "reshape", "view", "getitem", "select"):
             example = self.program.example[slot]
             index = args[0] if name == "getitem" else None
@@ -393,7 +404,13 @@ class _Reader:
 
     def flatten(self, slot: Any, start: int, end: int) -> Any:
         if isinstance(slot, _Parts):
-            raise _Unsupported
+            if (start, end) != (1, -1):
+                raise _Unsupported  # channels come first: flat rows of the parts, side by side
+            parts = slot.parts
+            flat = [
+                p.flatten(1) if isinstance(p, Tensor) else self.flatten(p, 1, -1) for p in parts
+            ]
+            return _Parts(flat)
         shape = self.shape(slot)
         target = torch.empty(shape, device="meta").flatten(start, end).shape
         if target == shape:
@@ -453,15 +470,62 @@ class _Reader:
         return _Slot(self.program.record((int(a), int(b)), _Rule(f, into=True), pair))
 
     def cat(self, tensors: Any, dim: int = 0) -> _Parts:
-        if dim not in (1, -1):
-            raise _Unsupported
         flat: list[int | Tensor] = []
         for t in tensors:
             flat += t.parts if isinstance(t, _Parts) else [t]
-        for t in flat:
-            if (t.ndim if isinstance(t, Tensor) else len(self.shape(t))) != 2:
-                raise _Unsupported
+        axes = {t.ndim if isinstance(t, Tensor) else len(self.shape(t)) for t in flat}
+        if axes not in ({2}, {4}) or dim not in (1, 1 - axes.pop()):
+            raise _Unsupported
         return _Parts(flat)
+
+    def pad(self, input: Any, pad: Any, mode: str = "constant", value: Any = None) -> Any:
+        if mode != "constant" or value or len(pad) > 4 or min(pad) < 0:
+            raise _Unsupported
+        if isinstance(input, _Parts):
+            parts = input.parts
+            return _Parts(
+                [F.pad(p, pad) if isinstance(p, Tensor) else self.pad(p, pad) for p in parts]
+            )
+        if len(self.shape(input)) != 4:
+            raise _Unsupported
+        forward, backward = padding(self.program.example[input], tuple(pad))
+        return self.unary(input, (_Rule(forward), _same(backward)))
+
+    def conv2d(
+        self,
+        input: Any,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        """A convolution; what constant channels give is computed once."""
+        if isinstance(padding, str) or (groups != 1 and isinstance(input, _Parts)):
+            raise _Unsupported
+        parts = input.parts if isinstance(input, _Parts) else [input]
+        weight, shift = weight.detach(), None if bias is None else bias.detach()
+        start, constant, result = 0, None, None
+        pieces: list[tuple[int, Tensor]] = []
+        for part in parts:
+            shape = part.shape if isinstance(part, Tensor) else self.shape(part)
+            filters = weight[:, start : start + shape[1]] if len(parts) > 1 else weight
+            start += shape[1]
+            if isinstance(part, Tensor):
+                given = F.conv2d(part, filters, None, stride, padding, dilation)
+                constant = given if constant is None else constant + given
+            else:
+                pieces.append((int(part), filters))
+        if not pieces or start != weight.shape[1] * groups:
+            raise _Unsupported
+        for slot, filters in pieces:
+            example = self.program.example[slot]
+            pair = convolution(example, filters, shift, stride, padding, dilation, groups)
+            shift = None
+            term = self.unary(slot, (_Rule(pair[0]), _same(pair[1])))
+            result = term if result is None else self.binary("add", result, term)
+        return result if constant is None else self.arithmetic("add", result, constant)
 
     def linear(self, value: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """h Wᵀ + b; constant columns of h become part of b."""
@@ -488,6 +552,14 @@ class _Reader:
             term = _Slot(self.program.record((slot,), pair[0], (pair[1],)))
             result = term if result is None else self.binary("add", result, term)
         return result
+
+
+_CONVOLUTION = ("weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def _named(args: tuple, kwargs: dict, *names: str) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _same(f: Callable[[Tensor], Tensor]) -> _Rule:

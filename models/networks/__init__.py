@@ -2,6 +2,7 @@
 
 from .bag import BagOfWordsDecoder, BagOfWordsEncoder
 from .conditional import (
+    ClassEnergy,
     ConditionalDecoder,
     ConditionalEncoder,
     ConditionalEnergy,
@@ -27,6 +28,7 @@ __all__ = [
     "MLP",
     "BagOfWordsDecoder",
     "BagOfWordsEncoder",
+    "ClassEnergy",
     "ConditionalDecoder",
     "ConditionalEncoder",
     "ConditionalEnergy",

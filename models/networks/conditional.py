@@ -12,6 +12,7 @@ from eblvm.energies import Energy
 from .same import SameConvTranspose2d, initialize
 
 __all__ = [
+    "ClassEnergy",
     "ConditionalDecoder",
     "ConditionalEncoder",
     "ConditionalEnergy",
@@ -86,6 +87,36 @@ class ConditionalEnergy(Energy):
                 "a ConditionalEnergy was called without its condition. Give DataEBM a `condition`."
             )
         return self.energy(torch.cat([x, self.embedding(condition).to(x.dtype)], 1))
+
+
+class ClassEnergy(Energy):
+    r"""An energy with an output of its own for each class, `(B, *event), (B,) -> (B,)`.
+
+    .. math:: E(x, c) = e_c(x)
+
+    All classes share what comes before the last layer. Where a label beside the image moves hidden
+    units, a label that chooses the output says directly how the energies of two classes differ.
+
+    References:
+        Your Classifier is Secretly an Energy Based Model and You Should Treat it Like One
+        (Grathwohl et al., 2020), Sec. 3, where the outputs are logits, :math:`-E`.
+
+    Arguments:
+        network: From the image to K numbers, `(B, *event) -> (B, K)`.
+        num_classes: K.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None:
+            raise ValueError(
+                "a ClassEnergy was called without its condition. Give DataEBM a `condition`."
+            )
+        return (self.network(x) * F.one_hot(condition, self.num_classes).to(x.dtype)).sum(1)
 
 
 class ConditionalEncoder(nn.Module):
