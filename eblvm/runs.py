@@ -78,6 +78,8 @@ def claim_run_dir(runs: str, recipe: str) -> Path:
 def evaluation_dir(options: Any, recipe: str) -> Path:
     """The folder of the run whose checkpoint is evaluated; without one, `runs/<recipe>/untrained`.
 
+    Where the run's folder is read-only, this is `runs/<recipe>/evaluated`.
+
     Raises:
         UserError: If nothing can be written there.
     """
@@ -85,7 +87,8 @@ def evaluation_dir(options: Any, recipe: str) -> Path:
     folder = Path(options.runs) / recipe / "untrained"
     if path:
         parents = Path(path).absolute().parents
-        folder = parents[1] if parents[0].name == "checkpoints" else parents[0]
+        run = parents[1] if parents[0].name == "checkpoints" else parents[0]
+        folder = run if os.access(run, os.W_OK) else Path(options.runs) / recipe / "evaluated"
     make_folder(folder, "--runs")
     return folder
 

@@ -266,9 +266,10 @@ class CommandLine(LightningCLI):
     def _how_to_resume(self) -> str:
         if not self._last().exists():
             return "\neblvm: interrupted before the first step; nothing is kept.\n"
+        step = read_checkpoint(str(self._last()))["global_step"]
         return (
-            f"\neblvm: interrupted at step {self.trainer.global_step}; the state is kept. "
-            f"Resume with\n  eblvm fit --ckpt_path {display(self._last())}\n"
+            f"\neblvm: interrupted at step {self.trainer.global_step}; the state of step {step} is "
+            f"kept. Resume with\n  eblvm fit --ckpt_path {display(self._last())}\n"
         )
 
     def _summary(self) -> str:

@@ -48,6 +48,10 @@ class BoltzmannMachine(Learner):
         start = torch.zeros(num_chains, len(energy.visible_bias))
         self.register_buffer("persistent", start.normal_())
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._ddp_params_and_buffers_to_ignore.append("persistent")
+
     def components(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
 

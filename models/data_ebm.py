@@ -97,10 +97,6 @@ class DataEBM(Learner):
         self._step: tuple[Tensor, Draw, Tensor, Tensor] | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        # Each device has its own replay buffer: DDP must not copy that of the first to the others.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"negatives.{name}" for name, _ in negatives.named_buffers() if "buffer." in name
-        ]
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
     def components(self) -> dict[str, nn.Module]:

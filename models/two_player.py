@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -36,7 +37,8 @@ class TwoPlayer(Learner):
         clip_norm: Largest gradient norm of a component; not clipped if None.
 
     Raises:
-        ValueError: If a number of steps is less than 1.
+        ValueError: If a number of steps is less than 1; when a run starts, if `clip_norm` meets
+            scaled gradients.
     """
 
     player_first = False
@@ -63,6 +65,17 @@ class TwoPlayer(Learner):
         self.critic_steps = critic_steps
         self.player_steps = player_steps
         self.clip_norm = clip_norm
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # while one player moves, the parameters of the other get no gradient
+            self.trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+        if self.clip_norm is not None and getattr(self.trainer.precision_plugin, "scaler", None):
+            raise ValueError(
+                "clip_norm would clip gradients that 16-mixed has scaled. Use bf16-mixed, or set "
+                "clip_norm to null."
+            )
 
     @abstractmethod
     def critic(self) -> dict[str, nn.Module]:

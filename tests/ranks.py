@@ -9,17 +9,27 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 
 from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
+from eblvm.divergences import GradientPenalty, Jeffrey
 from eblvm.energies import SymbolVectorTimeEnergy
 from eblvm.evaluation import Likelihood, Reconstructions, SampleQuality
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import PixelFeatures
-from eblvm.models import LatentEBM
-from eblvm.models.networks import MLP, MLPEnergy, ResidualTimeNet
+from eblvm.models import BiDVL, BoltzmannMachine, DataEBM, DenoisingEBM, LatentEBM
+from eblvm.models.networks import (
+    MLP,
+    MLPEnergy,
+    ResidualTimeNet,
+    TimedMLPEncoder,
+    TimedMLPEnergy,
+    TimedMLPGenerator,
+)
+from eblvm.negatives import PersistentNegatives
 from eblvm.posteriors import AmortizedPosterior, LangevinPosterior
 from eblvm.priors import DiffusionEnergyPrior, EnergyPrior, GaussianPrior
-from eblvm.samplers import Langevin
-from eblvm.schedules import RecoverySchedule
+from eblvm.rbm import GaussianBernoulliRBM
+from eblvm.samplers import Gibbs, Langevin
+from eblvm.schedules import RecoverySchedule, VariancePreservingSchedule
 
 SEED = 3
 QUIET = {
@@ -55,6 +65,70 @@ def ldebm():
 
 
 MODELS = {"lebm": lebm, "ldebm": ldebm}
+
+
+def persistent_lebm():
+    """An LEBM whose chains go on."""
+    torch.manual_seed(0)
+    sampler = Langevin(num_steps=2, step_size=0.4)
+    prior = EnergyPrior(3, MLPEnergy(3, [8]), sampler, num_persistent=16)
+    posterior = AmortizedPosterior(MLP(2, [8], 6))
+    likelihood = GaussianLikelihood(MLP(3, [8], 2), scale=0.5)
+    latent = LatentVariableModel(prior, posterior, likelihood)
+    return LatentEBM(latent, {"prior": 0.1, "posterior": 0.01, "likelihood": 0.01})
+
+
+def persistent_ebm():
+    """An energy of the plane, whose chains go on."""
+    torch.manual_seed(0)
+    sampler = Langevin(num_steps=2, step_size=0.1)
+    negatives = PersistentNegatives([2], sampler, capacity=16)
+    return DataEBM(MLPEnergy(2, [8]), negatives, {"energy": 0.01})
+
+
+def boltzmann():
+    """A Gaussian–Bernoulli machine with persistent chains."""
+    torch.manual_seed(0)
+    return BoltzmannMachine(GaussianBernoulliRBM(2, 3), 0.01, Gibbs(2), num_chains=4)
+
+
+def bidvl():
+    """BiDVL of the plane: two players."""
+    torch.manual_seed(0)
+    posterior = AmortizedPosterior(MLP(2, [8], 6))
+    likelihood = GaussianLikelihood(MLP(3, [8], 2), scale=0.5)
+    latent = LatentVariableModel(GaussianPrior(3), posterior, likelihood)
+    rates = dict.fromkeys(("energy", "posterior", "likelihood"), 0.01)
+    return BiDVL(MLPEnergy(2, [8]), latent, rates)
+
+
+def ddaebm():
+    """DDAEBM of the plane: two players in a diffusion."""
+    torch.manual_seed(0)
+    encoder = TimedMLPEncoder(2, 2, [8])
+    return DenoisingEBM(
+        TimedMLPEnergy(2, hidden_dims=[8]),
+        TimedMLPGenerator(2, 2, [8]),
+        VariancePreservingSchedule(2),
+        Jeffrey(encoder, penalty=GradientPenalty(0.01)),
+        latent_dim=2,
+        event_shape=[2],
+        learning_rates=dict.fromkeys(("energy", "generator", "divergence"), 0.01),
+    )
+
+
+OTHERS = {f.__name__: f for f in (persistent_lebm, persistent_ebm, boltzmann, bidvl, ddaebm)}
+
+
+def end(name, **settings):
+    """Parameters and buffers of a model before and after two steps."""
+    seed_everything(SEED, verbose=False)
+    model = OTHERS[name]()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    data = DensityDataModule(EightGaussians(), batch_size=4, num_train=16, num_val=4, num_test=4)
+    Trainer(**QUIET, **settings, max_steps=2, limit_val_batches=0).fit(model, data)
+    after = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return {"before": before, "after": after, "buffers": dict(model.named_buffers())}
 
 
 class Record(Callback):
@@ -161,6 +235,7 @@ if __name__ == "__main__":
     settings = {"devices": 2, "strategy": "ddp"}
     result = {"train": train("lebm", **settings), "evaluate": evaluate(**settings)}
     result["train ldebm"] = train("ldebm", **settings)
+    result["end"] = {name: end(name, **settings) for name in OTHERS}
     result["evaluate"].pop("truth")
     rank = torch.distributed.get_rank()
     torch.save(result, Path(sys.argv[1]) / f"rank_{rank}.pt")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -303,7 +304,7 @@ def test_interrupt_keeps_the_state_and_the_command_it_prints_resumes(eblvm, tiny
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert "the state is kept. Resume with" in err
+    assert re.search(r"interrupted at step (\d+); the state of step \1 is kept. Resume", err)
     resume = err.split("eblvm fit ")[1].split()
     assert resume == ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
 

@@ -81,6 +81,20 @@ def test_averaged_gradient_is_that_of_one_process_on_the_joined_batch(name, reco
         optimizer.step()
 
 
+@pytest.mark.parametrize("name", ranks.OTHERS)
+def test_every_learner_moves_alike_on_all_ranks(name, recorded):
+    """Parameters stay equal, as gradients are averaged; chains that go on are each rank's own."""
+    one, other = (record["end"][name] for record in recorded)
+    for n, value in one["after"].items():
+        torch.testing.assert_close(value, other["after"][n], rtol=0, atol=0)
+        if value.ndim > 1:  # an energy's constant has no gradient
+            assert not torch.equal(value, one["before"][n]), f"{n} did not move"
+    chains = [n for n in one["buffers"] if n.endswith(("buffer.states", "persistent"))]
+    assert bool(chains) == (name in ("persistent_lebm", "persistent_ebm", "boltzmann"))
+    for n in chains:
+        assert not torch.equal(one["buffers"][n], other["buffers"][n]), "one rank's chains on both"
+
+
 def test_ranks_share_the_data_and_draw_different_noise(recorded):
     one, other = (record["train"] for record in recorded)
     seen = torch.cat([step["x"] for steps in (one, other) for step in steps])

@@ -145,7 +145,7 @@ def twins():
     way from fit to samples is the same, too.
     """
     seen, found = set(), set()
-    for name in RECIPES:
+    for name in sorted(RECIPES, key=lambda name: "/lebm" not in name):
         recipe = content(name)
         places = recipe["model"], recipe["trainer"].get("callbacks") or {}
         parts = recipe["data"]["class_path"], *(tuple(sorted(parts_named(p))) for p in places)
@@ -204,7 +204,7 @@ def visit(name, overrides, eblvm, folder):
     assert done.status == 0, done.err
     assert "test.json" in done.out
     kind = content(name)["model"]["class_path"].rpartition(".")[2]
-    if kind in ("DataEBM", "DenoisingEBM"):
+    if kind not in ("LatentEBM", "ImageClassifier"):
         done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", "samples.png")
         assert done.status == 0, done.err
         assert Path("samples.png").stat().st_size > 200
