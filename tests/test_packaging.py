@@ -55,6 +55,8 @@ def test_constraints_pin_every_dependency():
         assert re.fullmatch(r"[\w.!+]+", version.split(";")[0].strip()), line
         pins[normalized(name)] = version
     wanted = listed("options", "install_requires")
+    for extra in SETUP["options.extras_require"]:
+        wanted += listed("options.extras_require", extra)
     names = {normalized(re.match(r"[\w.-]+", line)[0]) for line in wanted}
     assert names <= pins.keys(), names - pins.keys()
 
