@@ -23,7 +23,7 @@ class PotentialFn(Protocol):
         ...
 
 
-ANALYZE_FROM = 20
+ANALYZE_FROM = 30
 """Gradients from which reading an energy (a millisecond or two) pays."""
 
 
