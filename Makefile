@@ -24,7 +24,7 @@ compare: $(VENV)/installed
 	$(BIN)/eblvm bench quickstart --out $(RUNS)/bench/quickstart --resume
 
 test: $(VENV)/tests-installed lint
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
