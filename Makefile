@@ -1,5 +1,5 @@
 # make quickstart   install, train a latent-space EBM prior on real digits, test it, draw samples
-# make compare      six methods on the digits, half a minute each, and a report as an HTML page
+# make compare      six methods on the digits, a short training each, and a report as an HTML page
 # make test         install with the test extra; lint, types, and all tests but the slow ones
 PYTHON ?= python3
 VENV := .venv

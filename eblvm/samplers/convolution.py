@@ -82,7 +82,7 @@ def convolution(
 
 def padding(x: Tensor, pad: tuple[int, ...]) -> Pair:
     """Zeros around x `(B, C, H, W)` as in `torch.nn.functional.pad`, and the gradient for x."""
-    left, _, top, _ = (*pad, 0, 0)[:4] if len(pad) == 2 else pad
+    left, _, top, _ = (*pad, 0, 0)[:4]
     height, width = x.shape[2:]
 
     def crop(g: Tensor) -> Tensor:
