@@ -124,7 +124,7 @@ def end(name, **settings):
     """Parameters and buffers of a model before and after two steps."""
     seed_everything(SEED, verbose=False)
     model = OTHERS[name]()
-    before = {n: p.clone() for n, p in model.named_parameters()}
+    before = {n: p.clone() for n, p in (*model.named_parameters(), *model.named_buffers())}
     data = DensityDataModule(EightGaussians(), batch_size=4, num_train=16, num_val=4, num_test=4)
     Trainer(**QUIET, **settings, max_steps=2, limit_val_batches=0).fit(model, data)
     after = {n: p.detach().clone() for n, p in model.named_parameters()}
