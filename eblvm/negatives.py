@@ -148,8 +148,16 @@ class Negatives(nn.Module, ABC):
         kernel = self.sampler if num_steps is None else with_steps(self.sampler, num_steps)
         return dataclasses.replace(drawn, x=kernel(energy, drawn.start, generator))
 
-    def loss(self, drawn: Draw, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What the starter learns from ends: terms `(N,)`, in nats; none if it does not learn."""
+    def loss(
+        self, drawn: Draw, generator: torch.Generator | None = None, data: Draw | None = None
+    ) -> dict[str, Tensor]:
+        """What the starter learns: terms `(N,)`, in nats; none if it does not learn.
+
+        Arguments:
+            drawn: Chains that have run; their ends are what most starters learn.
+            generator: Source of the noise.
+            data: The batch of data as chains of no steps, for starters that learn them, too.
+        """
         return {}
 
     def keep(self, drawn: Draw) -> None:
@@ -289,7 +297,9 @@ class PersistentNegatives(NoiseNegatives):
         x = torch.where(mask, self.noise(num, generator), self.buffer.states[places])
         return Draw(x, x, places=places, restarted=restarted)
 
-    def loss(self, drawn: Draw, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, drawn: Draw, generator: torch.Generator | None = None, data: Draw | None = None
+    ) -> dict[str, Tensor]:
         self.diagnostics = {"buffer_age": self.buffer.ages.double().mean().float()}
         return {}
 
@@ -360,7 +370,9 @@ class CooperativeNegatives(GeneratedNegatives):
     def likelihood_given(self, condition: Tensor | None) -> Likelihood:
         return bound(self.likelihood, "decoder", condition)
 
-    def loss(self, drawn: Draw, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, drawn: Draw, generator: torch.Generator | None = None, data: Draw | None = None
+    ) -> dict[str, Tensor]:
         assert drawn.z is not None
         likelihood = self.likelihood_given(drawn.condition)
         return {"regression": -likelihood.log_prob(drawn.x, drawn.z)}
@@ -369,11 +381,13 @@ class CooperativeNegatives(GeneratedNegatives):
 class AmortizedNegatives(GeneratedNegatives):
     r"""A VAE starts the chains and learns their ends by its bound: variational MCMC teaching.
 
-    .. math:: L = -\mathbb{E}_{q(z|\tilde x)} \log p(\tilde x|z)
-        + \lambda\, \mathrm{KL}(q(z|\tilde x) \| p(z))
+    .. math:: L(x) = -\mathbb{E}_{q(z|x)} \log p(x|z) + \lambda\, \mathrm{KL}(q(z|x) \| p(z))
 
-    The latent is inferred anew from the end x̃ of the chain, because after T steps the z that began
-    it need not explain it. The VAE never sees data.
+    averaged over the ends x̃ of the chains. The latent is inferred anew from x̃, because after T steps
+    the z that began it need not explain it. As published, the VAE never sees data. With
+    `data_weight` w it minimizes (1 − w) L(x̃) + w L(x) of ends and data: at w = 1 it is an ordinary
+    VAE beside which the energy learns, in between it learns both, and a perfect model is a fixed
+    point for each w. While the chains are far from the data, their ends teach little of them.
 
     The released code minimizes ‖x̃ − g(z)‖² + w KL; that is 2σ² times this loss with σ² = w/2 and
     `kl_weight` 1.
@@ -387,6 +401,7 @@ class AmortizedNegatives(GeneratedNegatives):
         sampler: The chain.
         num_chains: Chains per step; as many as there are data if None.
         kl_weight: λ.
+        data_weight: w.
     """
 
     def __init__(
@@ -395,12 +410,16 @@ class AmortizedNegatives(GeneratedNegatives):
         sampler: Kernel,
         num_chains: int | None = None,
         kl_weight: float = 1.0,
+        data_weight: float = 0.0,
     ) -> None:
         super().__init__(sampler, num_chains)
         if not kl_weight >= 0:
             raise ValueError(f"kl_weight is {kl_weight}; expected 0 or more.")
+        if not 0 <= data_weight <= 1:
+            raise ValueError(f"data_weight is {data_weight}; expected a number in [0, 1].")
         self.latent = latent
         self.kl_weight = kl_weight
+        self.data_weight = data_weight
 
     @property
     def prior(self) -> Prior:
@@ -420,13 +439,25 @@ class AmortizedNegatives(GeneratedNegatives):
         inference = self.latent.given(condition).infer(x, generator)
         return inference.z if inference.mean is None else inference.mean
 
-    def loss(self, drawn: Draw, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        terms = self.latent.given(drawn.condition).loss(drawn.x, generator)
+    def loss(
+        self, drawn: Draw, generator: torch.Generator | None = None, data: Draw | None = None
+    ) -> dict[str, Tensor]:
+        w = self.data_weight if data is not None else 0.0
+        terms: dict[str, Tensor] = {}
+        if w < 1:
+            terms |= self._bound(drawn, generator, 1 - w)
+        if w > 0 and data is not None:
+            terms |= {f"data_{k}": v for k, v in self._bound(data, generator, w).items()}
+        return terms
+
+    def _bound(
+        self, draw: Draw, generator: torch.Generator | None, weight: float
+    ) -> dict[str, Tensor]:
+        """The terms of L at the ends of a draw, times a weight."""
+        terms = self.latent.given(draw.condition).loss(draw.x, generator)
         self.diagnostics = dict(self.latent.prior.diagnostics)
         if isinstance(self.latent.posterior, AmortizedPosterior):
             per_unit = terms["prior"].detach().mean() / self.latent.prior.latent_dim
             self.diagnostics["kl_per_unit"] = per_unit
-        return {name: self._weight(name) * term for name, term in terms.items()}
-
-    def _weight(self, name: str) -> float:
-        return self.kl_weight if name == "prior" else 1.0
+        factors = {"prior": weight * self.kl_weight}
+        return {name: factors.get(name, weight) * term for name, term in terms.items()}

@@ -163,7 +163,7 @@ class DataEBM(Learner):
         if self.energy_penalty:
             squares = positive.square() + negative.square().mean()
             terms["penalty"] = self.energy_penalty * squares
-        return terms | self.negatives.loss(drawn, generator)
+        return terms | self.negatives.loss(drawn, generator, Draw(x, x, condition))
 
     def step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
         """The loss of a batch, logged by term."""

@@ -12,6 +12,7 @@ from eblvm.models.networks import MLP, MLPEnergy
 from eblvm.negatives import (
     AmortizedNegatives,
     CooperativeNegatives,
+    Draw,
     NoiseNegatives,
     PersistentNegatives,
     with_steps,
@@ -238,6 +239,45 @@ def test_the_released_weights_are_those_of_the_bound():
     constant = terms["reconstruction"] * w - squared
     torch.testing.assert_close(constant, constant[:1].expand(30))
     torch.testing.assert_close(terms["prior"] * w, w * kl)
+
+
+def test_a_vae_may_learn_data_beside_the_ends_of_chains():
+    # 0 is the method as published, 1 an ordinary VAE of the data, between them their mixture
+    x = torch.randn(30, 1, dtype=F64)
+    negatives = amortized(Langevin(2, 0.1), num_chains=50)
+    drawn, data = negatives(Linear(0.5), 50, seeded(0)), Draw(x, x)
+
+    def gradients(weight, *draws):
+        negatives.data_weight = weight
+        loss = sum(term.mean() for term in negatives.loss(*draws).values())
+        return torch.stack(torch.autograd.grad(loss, tuple(negatives.parameters())))
+
+    def seeds():  # of the global generator, so that both orders see the same noise
+        torch.manual_seed(7)
+
+    seeds()
+    published = gradients(0.0, drawn, None, data)
+    seeds()
+    torch.testing.assert_close(gradients(0.0, drawn), published, rtol=0, atol=0)
+    seeds()
+    ordinary = gradients(1.0, drawn, None, data)
+    seeds()
+    bound = sum(term.mean() for term in negatives.latent.loss(x).values())
+    torch.testing.assert_close(
+        torch.stack(torch.autograd.grad(bound, tuple(negatives.parameters()))), ordinary
+    )
+    seeds()
+    ends = gradients(0.0, drawn)  # of the same noise as the first part of the mixture, and so on
+    rest = gradients(0.0, data)
+    seeds()
+    torch.testing.assert_close(gradients(0.25, drawn, None, data), 0.75 * ends + 0.25 * rest)
+
+    negatives.data_weight = 0.25
+    model = learner(Linear(1.0), negatives, reference=GaussianReference(1.0))
+    terms = model.terms((x, torch.zeros(30)), seeded(0))
+    assert terms["data_reconstruction"].shape == (30,) and terms["reconstruction"].shape == (50,)
+    with pytest.raises(ValueError, match=r"data_weight is 1.5; expected a number in \[0, 1\]"):
+        amortized(Langevin(1, 0.1), data_weight=1.5)
 
 
 def test_chains_need_not_be_as_many_as_data():

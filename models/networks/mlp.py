@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from eblvm.energies import Energy
 
 from .spectral import spectral_linear
+from .waves import waves
 
 __all__ = ["MLP", "MLPEnergy"]
 
@@ -73,6 +74,8 @@ class MLPEnergy(Energy):
         bound: b, for an energy b tanh(net(x)/b) in (−b, b). As a tilt of a Gaussian it can then not
             run away from its base, however far short chains lag behind; None leaves it unbounded.
         spectral_norm: Whether all weights have spectral norm 1.
+        num_waves: The network sees sin and cos of 2ʲ times each coordinate, too, j = 0 … num_waves
+            − 1, which a density with small features needs; none by default.
     """
 
     def __init__(
@@ -82,13 +85,18 @@ class MLPEnergy(Energy):
         activation: Callable[[], nn.Module] = nn.GELU,
         bound: float | None = None,
         spectral_norm: bool = False,
+        num_waves: int = 0,
     ) -> None:
         super().__init__()
         if bound is not None and not bound > 0:
             raise ValueError(f"bound is {bound}; expected a positive number, or None.")
-        self.net = MLP(in_dim, hidden_dims, 1, activation, spectral_norm=spectral_norm)
+        width = in_dim * (1 + 2 * num_waves)
+        self.net = MLP(width, hidden_dims, 1, activation, spectral_norm=spectral_norm)
         self.bound = bound
+        self.num_waves = num_waves
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.num_waves:
+            x = waves(x.flatten(1), self.num_waves)
         e = self.net(x).squeeze(1)
         return e if self.bound is None else self.bound * torch.tanh(e / self.bound)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eblvm.energies import TimeEnergy
 
 from .residual import sinusoidal_table
+from .waves import waves
 
 __all__ = ["TimedMLP", "TimedMLPEncoder", "TimedMLPEnergy", "TimedMLPGenerator"]
 
@@ -30,14 +31,6 @@ def dense(in_dim: int, out_dim: int, norm: bool, statistics: bool, act: bool = T
     if norm:
         layers.append(nn.BatchNorm1d(out_dim, track_running_stats=not statistics))
     return layers + [Slope()] * act
-
-
-def waves(x: Tensor, num: int) -> Tensor:
-    """x, and sin and cos of 2ʲ x for j = 0 … num − 1: `(B, D)` to `(B, D (1 + 2 num))`."""
-    if not num:
-        return x
-    phase = torch.cat([2**j * x for j in range(num)], dim=1)
-    return torch.cat([x, phase.sin(), phase.cos()], dim=1)
 
 
 class TimedMLP(nn.Module):
