@@ -1,5 +1,5 @@
-# make quickstart   install, train a latent-space EBM prior on real digits, test it, draw samples
-# make compare      six methods on the digits, a short training each, and a report as an HTML page
+# make quickstart   install; six methods on real digits, a short training each; a report as a page
+# make digits       train a latent-space EBM prior on them to the end, test it, draw samples
 # make test         install with the test extra; lint, types, and all tests but the slow ones
 PYTHON ?= python3
 VENV := .venv
@@ -8,20 +8,20 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 RUNS ?= runs
 DIGITS := $(RUNS)/image/lebm_digits
 
-.PHONY: help install quickstart compare test lint bench-samplers
+.PHONY: help install quickstart digits test lint bench-samplers
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 install: $(VENV)/installed
 quickstart: $(VENV)/installed
+	$(BIN)/eblvm bench quickstart --out $(RUNS)/bench/quickstart --resume
+
+digits: $(VENV)/installed
 	$(BIN)/eblvm fit --config image/lebm_digits --runs $(RUNS)
 	@run=$$(ls -td $(DIGITS)/version_* | head -n 1) && \
 	$(BIN)/eblvm test --ckpt_path "$$run/checkpoints/best.ckpt" && \
 	$(BIN)/eblvm sample --ckpt "$$run/checkpoints/best.ckpt" --num 64 --out "$$run/samples.png"
-
-compare: $(VENV)/installed
-	$(BIN)/eblvm bench quickstart --out $(RUNS)/bench/quickstart --resume
 
 test: $(VENV)/tests-installed lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q

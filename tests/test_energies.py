@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
 from eblvm.metrics.grid import log_normalizer
 from eblvm.models.networks import MLPEnergy
+from eblvm.samplers import score
 
 COVARIANCE = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
 
@@ -82,3 +83,17 @@ def test_mixture_of_one_is_that_gaussian(like):
     x = torch.randn(4, 3, **like)
     truth = -(x.square().sum(1) / 8 + 1.5 * math.log(2 * math.pi * 4))
     torch.testing.assert_close(-energy(x), truth)
+
+
+def test_an_energy_of_waves_alone_has_their_period(like):
+    energy = MLPEnergy(2, [16], num_waves=3).to(**like)
+    assert energy.net[1].in_features == 2 * (1 + 2 * 3)
+    with torch.no_grad():
+        energy.net[1].weight[:, :2] = 0  # the coordinates themselves; what is left has period 2π
+    x = torch.randn(7, 2, **like)
+    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(energy(x), energy(x + 2 * torch.pi), rtol=0, atol=tolerance)
+    assert (energy(x) - energy(x + 1.0)).abs().max() > 1e-3
+    torch.testing.assert_close(
+        score(energy, x), score(energy, x + 2 * torch.pi), rtol=0, atol=100 * tolerance
+    )
