@@ -383,8 +383,8 @@ class AmortizedNegatives(GeneratedNegatives):
 
     .. math:: L(x) = -\mathbb{E}_{q(z|x)} \log p(x|z) + \lambda\, \mathrm{KL}(q(z|x) \| p(z))
 
-    averaged over the ends x̃ of the chains. The latent is inferred anew from x̃, because after T steps
-    the z that began it need not explain it. As published, the VAE never sees data. With
+    averaged over the ends x̃ of the chains. The latent is inferred anew from x̃, because after T
+    steps the z that began it need not explain it. As published, the VAE never sees data. With
     `data_weight` w it minimizes (1 − w) L(x̃) + w L(x) of ends and data: at w = 1 it is an ordinary
     VAE beside which the energy learns, in between it learns both, and a perfect model is a fixed
     point for each w. While the chains are far from the data, their ends teach little of them.

@@ -54,6 +54,8 @@ class DataEBM(Learner):
             data; take at least the chain's stationary noise.
         energy_penalty: Factor on E(x⁺)² + E(x⁻)², which bounds the energy's magnitude; 0 is none.
             At odds with a narrow reference, whose quadratic E must cancel.
+        sampling_steps: Steps of refinement of what is drawn from the model, where the caller names
+            no number; those of training if None. The released code takes 30, whatever training took.
         channels_last: Whether filters, and with them all maps, lie in memory with channels last,
             which makes convolutions faster; results agree to rounding.
 
@@ -74,12 +76,15 @@ class DataEBM(Learner):
         scheduler: LRSchedulerCallable | None = None,
         data_noise: float = 0.0,
         energy_penalty: float = 0.0,
+        sampling_steps: int | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__(optimizer, learning_rates, scheduler)
         for name, value in (("data_noise", data_noise), ("energy_penalty", energy_penalty)):
             if not value >= 0:
                 raise ValueError(f"{name} is {value}; expected 0 or more.")
+        if sampling_steps is not None and sampling_steps < 0:
+            raise ValueError(f"sampling_steps is {sampling_steps}; expected 0 or more, or None.")
         self.save_recipe()
         self.energy = energy
         self.negatives = negatives
@@ -87,6 +92,7 @@ class DataEBM(Learner):
         self.condition = condition
         self.data_noise = data_noise
         self.energy_penalty = energy_penalty
+        self.sampling_steps = sampling_steps
         self.signs: dict[str, Tensor] = {}
         """The latest figures of `vital_signs`."""
         self.goes_back = False
@@ -261,9 +267,10 @@ class DataEBM(Learner):
             num: How many.
             generator: Source of the noise.
             noise: Without effect: the ends of chains are the data, there is no p(x|z) around them.
-            num_steps: Steps of refinement; those of training if None, and 0 is the starter alone.
+            num_steps: Steps of refinement; `sampling_steps` if None, and 0 is the starter alone.
             condition: With shape `(K, *c)`, repeated to `num` rows; `condition.examples` if None.
         """
+        num_steps = self.sampling_steps if num_steps is None else num_steps
         return self.draw(num, generator, condition, num_steps).x
 
     def reconstruct(
@@ -336,7 +343,7 @@ class DataEBM(Learner):
             num: Chains.
             frames: States after the start, evenly spaced; as many as there are steps, if fewer.
             generator: Source of the noise.
-            num_steps: Steps; those of training if None.
+            num_steps: Steps; `sampling_steps` if None.
             condition: As in `draw`.
         """
         drawn = self.draw(num, generator, condition, num_steps=0)
@@ -362,7 +369,7 @@ class DataEBM(Learner):
             x: Data, with shape `(B, *event)`; the hidden part is not looked at.
             visible: Where data are seen, boolean, broadcast to the same shape.
             generator: Source of the noise.
-            num_steps: Steps; those of training if None.
+            num_steps: Steps; `sampling_steps` if None.
             condition: With shape `(B, *c)`, where the model has one.
         """
         start = self.negatives.start(len(x), generator, condition).start
@@ -378,6 +385,7 @@ class DataEBM(Learner):
 
     def _kernel(self, num_steps: int | None) -> Kernel:
         kernel = self.negatives.sampler
+        num_steps = self.sampling_steps if num_steps is None else num_steps
         return kernel if num_steps is None else with_steps(kernel, num_steps)
 
     def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:

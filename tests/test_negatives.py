@@ -193,6 +193,21 @@ def test_zero_steps_are_the_decoder_alone():
     assert not torch.equal(model.sample(6, seeded(2)), drawn.x)
 
 
+def test_what_is_drawn_may_be_refined_longer_than_in_training():
+    settings = {"reference": GaussianReference(1.0), "sampling_steps": 25}
+    model = learner(Linear(1.0), amortized(Langevin(10, 0.3, noise_scale=0.0)), **settings)
+    r, num = 1 - 0.3**2 / 2, 25  # the mode is 1, and each step comes closer to it by r
+    start = model.sample(6, seeded(2), num_steps=0)
+    torch.testing.assert_close(model.sample(6, seeded(2)), 1 + r**num * (start - 1))
+    torch.testing.assert_close(model.refine(start, seeded(2)), 1 + r**num * (start - 1))
+    assert torch.equal(model.film(6, 5, seeded(2))[-1], model.sample(6, seeded(2)))
+    terms = model.terms((start, torch.zeros(6)), seeded(2))  # training's own steps stay
+    trained = 1 + r**10 * (start - 1)
+    torch.testing.assert_close(terms["contrast"].mean(), (trained - start).mean())
+    with pytest.raises(ValueError, match="sampling_steps is -1; expected 0 or more"):
+        learner(Linear(1.0), amortized(Langevin(1, 0.1)), sampling_steps=-1)
+
+
 def test_without_divergence_and_with_the_first_latent_it_is_cooperative_regression():
     class Remembered(nn.Module):
         """An encoder that knows the latent of the start, without doubt."""
