@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
-from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential
+from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products
 from eblvm.samplers.score import value_and_gradient
 
 ACTIVATIONS = [
@@ -287,22 +287,22 @@ def test_other_dtypes_autocast_and_empty_batches_are_left_to_autograd():
 
 def test_packed_products_equal_plain_ones(monkeypatch):
     w, b, h = torch.randn(16, 8), torch.randn(16), torch.randn(32, 8)
-    packed = analytic._packed(w, 32, b)
+    packed = products._packed(w, 32, b)
     if packed is None:
         pytest.skip("this build of torch has no packed product")
     torch.testing.assert_close(packed(h), h @ w.T + b, rtol=1e-4, atol=1e-4)
     for winner in (False, True):  # whichever is measured to be faster, the chain is the same
-        monkeypatch.setattr(analytic, "_packing_wins", {})
+        monkeypatch.setattr(products, "_packing_wins", {})
         monkeypatch.setattr(
-            analytic, "_seconds", lambda f, h, w=winner: (f.__name__ == "plain") == w
+            products, "_seconds", lambda f, h, w=winner: (f.__name__ == "plain") == w
         )
         energy, x = mlp(nn.SiLU(), 8, 16, 16, 1).float(), torch.randn(32, 8)
         program = analytic.analyze(energy, x, 1000)
-        assert set(analytic._packing_wins.values()) == {winner}
+        assert set(products._packing_wins.values()) == {winner}
         torch.testing.assert_close(
             program(x)[1], value_and_gradient(energy, x)[1], rtol=1e-3, atol=1e-5
         )
-    assert analytic._packed(w.double(), 32, None) is None
+    assert products._packed(w.double(), 32, None) is None
 
 
 def test_known_targets_are_read():
