@@ -16,8 +16,10 @@ from .derivatives import (
     Rule,
     Unsupported,
     activation_of,
+    exponentials_are_cheap,
     logsumexp,
     same,
+    silu_in_passes,
     summed,
 )
 from .products import products
@@ -70,6 +72,13 @@ class Reader:
             )
         return self.unary(value, pair)
 
+    def activation(self, name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """A function of :data:`FUNCTIONS`, by the faster of its forms."""
+        make = FUNCTIONS[name]
+        if name == "silu" and not exponentials_are_cheap(self.program.example[0].device):
+            make = silu_in_passes
+        return self.elementwise(value, make(*args, **kwargs))
+
     def module(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         if not depends(args):
             return module(*args, **kwargs)
@@ -87,7 +96,8 @@ class Reader:
             return value
         if isinstance(module, nn.Flatten):
             return self.flatten(value, module.start_dim, module.end_dim)
-        return self.elementwise(value, activation_of(module))
+        name, settings = activation_of(module)
+        return self.activation(name, value, *settings)
 
     def call(self, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
         name = target if op == "call_method" else getattr(target, "__name__", "")
@@ -138,7 +148,7 @@ class Reader:
         if name == "exp":
             return self.elementwise(value, (Rule(torch.exp), Rule(lambda g, out, h: g * out)))
         if name in FUNCTIONS:
-            return self.elementwise(value, FUNCTIONS[name](*args[1:], **kwargs))
+            return self.activation(name, value, *args[1:], **kwargs)
         if isinstance(value, Parts):
             raise Unsupported
         return self.reshape_or_reduce(name, value, args[1:], kwargs)
