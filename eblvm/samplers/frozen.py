@@ -189,7 +189,7 @@ def frozen(energy: Any) -> Iterator[None]:
                 module.training = True
             for t in trainable:
                 t.requires_grad_(True)
-            written = _restore_buffers(buffers)
+            written = _restore_buffers(buffers) if buffers else []
     if written:
         raise RuntimeError(
             f"the energy wrote to its buffers {written} while a chain was running; a chain must "

@@ -31,6 +31,7 @@ __all__ = [
     "per_row",
     "row_sum",
     "scaled",
+    "scaled_",
 ]
 
 State = tuple[Tensor, ...]
@@ -147,11 +148,15 @@ class Kernel(ABC):
                 return (x.clone(), *state[1:])
 
             def eager(state: State, noise: tuple[Tensor, ...], first: int = 0) -> State:
-                for i, drawn in enumerate(zip(*(e.unbind() for e in noise), strict=True)):
-                    numbers = constant or self.coefficients(first + i, x)
-                    state = rule(potential, state, drawn, numbers)
-                    if kept is not None and (first + i + 1) % every == 0:
-                        kept[(first + i + 1) // every - 1] = state[0]
+                drawn = zip(*(e.unbind() for e in noise), strict=True)
+                if constant is not None and kept is None:
+                    for eps in drawn:
+                        state = rule(potential, state, eps, constant)
+                    return state
+                for i, eps in enumerate(drawn, first):
+                    state = rule(potential, state, eps, constant or self.coefficients(i, x))
+                    if kept is not None and (i + 1) % every == 0:
+                        kept[(i + 1) // every - 1] = state[0]
                 return state
 
             size = block_size(x)
@@ -218,6 +223,11 @@ def per_row(scale: Scale, x: Tensor) -> Scale:
 def scaled(x: Tensor, y: Tensor, scale: Scale) -> Tensor:
     """x + scale · y, in one operation."""
     return torch.addcmul(x, scale, y) if isinstance(scale, Tensor) else x.add(y, alpha=scale)
+
+
+def scaled_(x: Tensor, y: Tensor, scale: Scale) -> Tensor:
+    """x + scale · y, written to x: for values that nobody else holds."""
+    return x.addcmul_(scale, y) if isinstance(scale, Tensor) else x.add_(y, alpha=scale)
 
 
 def row_sum(x: Tensor) -> Tensor:
