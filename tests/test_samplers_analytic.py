@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
-from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products, products
+from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products
 from eblvm.samplers.score import value_and_gradient
 
 ACTIVATIONS = [

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along, room
+from .chain import Chain, energies_along, kept_states, room
 from .compiled import Unrolled
 from .frozen import frozen
 from .noise import block_size, chain_generator
@@ -119,9 +119,7 @@ class Kernel(ABC):
         Returns:
             The trajectory, its energies (one more evaluation per kept state) and acceptance rates.
         """
-        if every < 1:
-            raise ValueError(f"every is {every}; expected 1 or more.")
-        kept = room(self.num_steps // every, x)
+        kept = room(kept_states(self.num_steps, every), x)
         state = self._run(energy, x, generator, kept, every)
         return Chain(state[0], kept, energies_along(energy, kept), self.acceptance(state))
 
