@@ -15,8 +15,8 @@ the spot, and kept only if it is faster. The cost is logged (logger `eblvm.sampl
 Compiled and eager steps use the same noise and agree to rounding. If the energy cannot be compiled,
 or no C++ compiler is at hand, chains go on in eager mode after one warning.
 
-On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead (milliseconds, once per
-chain): no launch overhead is left. `"auto"` does not do so yet: see the results page.
+On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead, once per chain: a launch
+for several steps is left. `"auto"` does not do so yet: see the results page.
 """
 
 import functools
@@ -41,6 +41,8 @@ COMPILE_AFTER = 30.0
 
 STEPS_PER_CALL = 10  # unrolled steps: more compile longer and gain little
 GRADIENTS_PER_CALL = 20  # and this many energy gradients at most, for steps that take several
+GRAPHED_ON = ("cuda",)
+GRAPHED_SHARE = 2  # capturing a step costs as much as some twenty replays: a graph is half as long
 LOGGER = logging.getLogger("eblvm.samplers")
 
 State = tuple[Tensor, ...]
@@ -111,7 +113,10 @@ class Unrolled:
         num_steps: int,
     ) -> None:
         self.rule, self.energy = rule, energy
-        self.length = max(1, min(STEPS_PER_CALL, GRADIENTS_PER_CALL // gradients_per_step))
+        self.graphed = x.device.type in GRAPHED_ON
+        share = GRAPHED_SHARE if self.graphed else 1
+        gradients = GRADIENTS_PER_CALL // share // gradients_per_step
+        self.length = max(1, min(STEPS_PER_CALL // share, gradients))
         self.steps: Steps | None = None
         self.start = time.thread_time()
         self.ready = self.proven = False
@@ -119,12 +124,14 @@ class Unrolled:
         usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
         if not usable:
             return
-        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device)
+        low = torch.is_autocast_enabled(x.device.type)
+        precision = torch.get_autocast_dtype(x.device.type) if low else None
+        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device, precision)
         if key not in _kinds:
             _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
         self.kind = _kinds[key]
         wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
-        if x.device.type == "cuda":
+        if self.graphed:
             wanted = _mode[0] == "always"
         elif x.device.type != "cpu":
             wanted = False
@@ -154,8 +161,8 @@ class Unrolled:
             return None
         try:
             if self.steps is None:
-                if state[0].is_cuda:
-                    self.steps = _captured(eager, state, noise)
+                if self.graphed:
+                    self.steps = _graphed(eager, state, noise)
                 else:
                     self.steps = self._compiled(state, noise, eager)
                     if self.steps is None:
@@ -241,27 +248,64 @@ class _Functional:
         return self(x)[1]
 
 
-def _captured(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...]) -> Steps:
-    """The steps as a CUDA graph over fixed buffers; the graph lives as long as the chain."""
-    static_state = tuple(s.clone() for s in state)
-    static_noise = tuple(e.clone() for e in noise)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # warm up: libraries allocate their workspaces
-        for _ in range(3):
-            eager(static_state, static_noise)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = eager(static_state, static_noise)
+def _graphed(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...]) -> Steps:
+    """The steps as a CUDA graph over fixed buffers; the graph lives as long as the chain.
+
+    The state stays in its buffers from call to call, and the chain's last state is handed out in
+    them: nothing replays the graph after that.
+    """
+    held_state = tuple(s.clone() for s in state)
+    held_noise = tuple(e.clone() for e in noise)
+    result = held_state
+
+    def several() -> None:
+        for held, new in zip(held_state, eager(held_state, held_noise), strict=True):
+            held.copy_(new)
+
+    def one() -> None:
+        eager(held_state, tuple(e[:1] for e in held_noise))
+
+    replay = _capture(several, one, state[0].device)
 
     def steps(state: State, noise: tuple[Tensor, ...]) -> State:
-        for held, new in zip((*static_state, *static_noise), (*state, *noise), strict=True):
-            held.copy_(new)
-        graph.replay()
-        return tuple(r.clone() for r in result)
+        new = noise if state is result else (*noise, *state)
+        held = held_noise if state is result else (*held_noise, *held_state)
+        torch._foreach_copy_(held, new)
+        replay()
+        return result
 
     return steps
+
+
+def _capture(
+    body: Callable[[], None], warm_up: Callable[[], None], device: torch.device
+) -> Callable[[], None]:
+    """A function that repeats what `body` launches, from a CUDA graph.
+
+    What the graph must not do is kept out of it: `warm_up` lets libraries load and allocate their
+    workspaces, on the stream that captures (workspaces belong to streams); autograd stays on this
+    thread; other threads (a loader that pins memory, NCCL's watchdog) may use CUDA meanwhile. Noise
+    is an input, so no generator is involved, and autocast remembers nothing inside `frozen`.
+
+    Arguments:
+        body: It works on tensors that keep their place, and never waits for the device.
+        warm_up: A part of it that calls each library once.
+        device: Where.
+    """
+    with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            warm_up()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            body()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
