@@ -169,7 +169,7 @@ def frozen(energy: Any) -> Iterator[None]:
             for t in trainable:
                 t.requires_grad_(False)
             for module in training:
-                module.training = False
+                vars(module)["training"] = False  # as an assignment, without `Module.__setattr__`
             for module in hooked:
                 restore.append(_fold_hooks(module))
             if cache is None:
@@ -191,7 +191,7 @@ def frozen(energy: Any) -> Iterator[None]:
                 module._forward_pre_hooks.update(hooks)
                 vars(module).update(weights)
             for module in training:
-                module.training = True
+                vars(module)["training"] = True
             for t in trainable:
                 t.requires_grad_(True)
             written = _restore_buffers(buffers) if buffers else []
