@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .buffers import Plan
 from .derivatives import Rule, Unsupported
 from .reader import Reader, Slot
 from .score import EnergyFn, value_and_gradient
@@ -33,7 +34,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # of the norm of the fi
 
 
 class Analytic:
-    """E and ∇E as a list of calls into buffers that live as long as the chain."""
+    """E and ∇E as a list of calls into buffers that live as long as the chain.
+
+    What a call hands out is its own: the next one does not write to it.
+    """
 
     def __init__(self, x: Tensor) -> None:
         self.example: list[Tensor] = [x]  # the values at the first state, for shapes
@@ -59,24 +63,43 @@ class Analytic:
         gradients: list[Any] = [None] * len(self.example)
         gradients[output] = torch.ones_like(self.example[output])
 
-        self.forward: list[tuple[int, Callable[..., Tensor], tuple[int, ...], Tensor | None]] = []
+        plan = Plan()
+        forward: list[tuple[int, Callable[..., Tensor], tuple[int, ...]]] = []
         for slot, rule, inputs, _ in kept:
-            buffer = torch.empty_like(self.example[slot]) if rule.into and slot != output else None
-            self.forward.append((slot, rule.f, inputs, buffer))
-        self.backward: list[tuple[int, int, Callable[..., Tensor], tuple[int, ...], Any]] = []
-        self.sums: dict[int, Tensor] = {}  # where gradients of values used twice are added up
+            forward.append((slot, rule.f, inputs))
+            plan.call(slot, inputs, self.example[slot] if rule.into else None)
+        backward: list[tuple[int, int, Callable[..., Tensor], tuple[int, ...]]] = []
+        held: dict[int, Any] = {}  # the plan's name of the gradient so far
         wanted: set[int] = set()
         for slot, _, inputs, rules in reversed(kept):
             for i, rule in zip(inputs, rules, strict=True):
                 if rule.constant and gradients[slot] is not None and uses.count(i) == 1:
                     gradients[i] = rule.f(gradients[slot], *[None] * (1 + len(inputs)))
                     continue
-                buffer = torch.empty_like(self.example[i]) if rule.into and i else None
-                self.backward.append((slot, i, rule.f, inputs, buffer))
-                if i and uses.count(i) > 1:
-                    self.sums[i] = torch.empty_like(self.example[i])
-                wanted.update(inputs if rule.needs in ("h", "both") else ())
-                wanted.update({slot} if rule.needs in ("out", "both") else ())
+                seen = {*(inputs if rule.needs in ("h", "both") else ())}
+                seen |= {slot} if rule.needs in ("out", "both") else set()
+                wanted |= seen
+                before = held.get(i)
+                held[i] = ("gradient", len(backward))
+                backward.append((slot, i, rule.f, inputs))
+                reads = {*seen, *([held[slot]] if slot in held else [])}
+                plan.call(held[i], reads, self.example[i] if rule.into else None)
+                if before is not None:
+                    plan.read((before, held[i]))
+                    held[i] = ("sum", i)
+        plan.keep(output)
+        if 0 in held:
+            plan.keep(held[0])
+        buffers = plan.buffers()
+        self.sums = {  # where gradients of values used twice are added up
+            i: torch.empty_like(self.example[i])
+            for i in held
+            if held[i] == ("sum", i) and not plan.is_kept(held[i])
+        }
+        into = zip(forward, buffers, strict=False)
+        self.forward = [(*call, buffer) for call, buffer in into]
+        into_gradients = zip(backward, buffers[len(forward) :], strict=True)
+        self.backward = [(*call, buffer) for call, buffer in into_gradients]
         for slot, _, inputs, _ in reversed(kept):
             if slot in wanted:
                 wanted.update(inputs)
