@@ -96,8 +96,8 @@ class Reader:
             return value
         if isinstance(module, nn.Flatten):
             return self.flatten(value, module.start_dim, module.end_dim)
-        name, settings = activation_of(module)
-        return self.activation(name, value, *settings)
+        name, numbers = activation_of(module)
+        return self.activation(name, value, *numbers)
 
     def call(self, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
         name = target if op == "call_method" else getattr(target, "__name__", "")
