@@ -150,6 +150,43 @@ def test_the_real_compiler_agrees_with_eager_and_follows_new_parameters(monkeypa
                 with torch.no_grad():
                     net[0].weight.mul_(2)
     assert len(compilation_report()) == 2
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with compilation("always"):  # fewer steps, another step size: no new graph
+        Langevin(25, 0.2)(net, x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_the_analytic_gradient_is_compiled_where_it_pays_and_can_be(uncompiled, monkeypatch):
+    x, seen = torch.randn(9, 2, dtype=torch.float64), []
+    spy = compiled._Read.gradient
+    monkeypatch.setattr(compiled._Read, "gradient", lambda s, x: seen.append(1) or spy(s, x))
+    net = energies()[2]
+    with compilation("always"):
+        Langevin(40, 0.1)(double_well, x)
+        assert not seen  # reading it would take as long as the chain
+        Langevin(40, 0.1)(net, x)
+        count = len(seen)
+        assert count >= 40
+        Langevin(20, 0.1)(net, x)  # too short to be read for eager steps, but compiled already
+        assert len(seen) == count + 20
+        unreadable = nn.Sequential(*net, nn.Softsign()).double()  # of the same kind: it stays eager
+        with compilation("never"):
+            expected = Langevin(40, 0.1)(unreadable, x, seeded())
+        assert torch.equal(Langevin(40, 0.1)(unreadable, x, seeded()), expected)
+        assert len(seen) == count + 20
+
+
+def test_an_energy_whose_reading_does_not_compile_is_compiled_itself(uncompiled, monkeypatch):
+    def broken(self, x):
+        raise RuntimeError("not for compilers")
+
+    monkeypatch.setattr(compiled._Read, "gradient", broken)
+    net, x = energies()[2], torch.randn(9, 2, dtype=torch.float64)
+    with compilation("never"):
+        eager = Langevin(40, 0.1)(net, x, seeded())
+    with compilation("always"):
+        torch.testing.assert_close(Langevin(40, 0.1)(net, x, seeded()), eager)
+    assert compilation_report()[0]["used"]
 
 
 @pytest.fixture

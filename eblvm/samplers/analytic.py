@@ -42,6 +42,7 @@ class Analytic:
     def __init__(self, x: Tensor) -> None:
         self.example: list[Tensor] = [x]  # the values at the first state, for shapes
         self.recorded: list[tuple[int, Rule, tuple[int, ...], tuple[Rule, ...]]] = []
+        self.heavy = False  # whether it has products of matrices or convolutions
         self.first: tuple[Tensor, Tensor, Tensor] | None = None  # autograd's, from the check
 
     def record(self, inputs: tuple[int, ...], forward: Rule, backward: tuple[Rule, ...]) -> int:
@@ -64,9 +65,11 @@ class Analytic:
         gradients[output] = torch.ones_like(self.example[output])
 
         plan = Plan()
+        pure, pure_backward = [], []
         forward: list[tuple[int, Callable[..., Tensor], tuple[int, ...]]] = []
         for slot, rule, inputs, _ in kept:
             forward.append((slot, rule.f, inputs))
+            pure.append((slot, rule.pure, inputs))
             plan.call(slot, inputs, self.example[slot] if rule.into else None)
         backward: list[tuple[int, int, Callable[..., Tensor], tuple[int, ...]]] = []
         held: dict[int, Any] = {}  # the plan's name of the gradient so far
@@ -82,6 +85,7 @@ class Analytic:
                 before = held.get(i)
                 held[i] = ("gradient", len(backward))
                 backward.append((slot, i, rule.f, inputs))
+                pure_backward.append((slot, i, rule.pure, inputs))
                 reads = {*seen, *([held[slot]] if slot in held else [])}
                 plan.call(held[i], reads, self.example[i] if rule.into else None)
                 if before is not None:
@@ -104,6 +108,7 @@ class Analytic:
             if slot in wanted:
                 wanted.update(inputs)
         self.shorter = [op for op in self.forward if op[0] in wanted]  # enough for ∇E
+        self.pure = pure, [op for op in pure if op[0] in wanted], pure_backward
         self.output, self.values, self.gradients = output, values, gradients
         self.example, self.recorded = [], []
 
@@ -119,6 +124,18 @@ class Analytic:
         if self.first is not None and x is self.first[0]:
             return self.first[2]
         return self._run(x, self.shorter)[1]
+
+    def plain(self, x: Tensor, alone: bool = False) -> tuple[Tensor | None, Tensor]:
+        """E(x) and ∇E(x) without buffers, as a compiler can read it; `alone`: without E(x)."""
+        whole, shorter, backward = self.pure
+        values, gradients = list(self.values), list(self.gradients)
+        values[0] = x
+        for slot, f, inputs in shorter if alone else whole:
+            values[slot] = f(*[values[i] for i in inputs])
+        for slot, i, f, inputs in backward:
+            g = f(gradients[slot], values[slot], *[values[j] for j in inputs])
+            gradients[i] = g if gradients[i] is None else gradients[i] + g
+        return values[self.output], gradients[0]
 
     def _run(self, x: Tensor, forward: list[Any]) -> tuple[list[Any], Tensor]:
         with torch.inference_mode(False), torch.no_grad():

@@ -12,8 +12,10 @@ the spot, and kept only if it is faster. The cost is logged (logger `eblvm.sampl
     with compilation("always"):  # or "never"
         x = sampler(energy, x)
 
-Compiled and eager steps use the same noise and agree to rounding. If the energy cannot be compiled,
-or no C++ compiler is at hand, chains go on in eager mode after one warning.
+Of an energy with products of matrices the analytic gradient (:mod:`.analytic`) is compiled, which
+is shorter than what the compiler makes of autograd's. Compiled and eager steps use the same noise
+and agree to rounding. If the energy cannot be compiled, or no C++ compiler is at hand, chains go on
+in eager mode after one warning.
 
 On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead, once per chain: a launch
 for several steps is left. `"auto"` does not do so yet: see the results page.
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .analytic import Analytic
 from .score import EnergyFn
 
 __all__ = ["COMPILE_AFTER", "compilation", "compilation_report"]
@@ -58,6 +61,7 @@ class _Kind:
     spent: float = 0.0
     refused: str = ""
     function: Any = None
+    reads_program: bool = False
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,6 +125,7 @@ class Unrolled:
         self.start = time.thread_time()
         self.ready = self.proven = False
         self.kind: _Kind | None = None
+        self.program: Analytic | None = None
         usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
         if not usable:
             return
@@ -142,6 +147,11 @@ class Unrolled:
                 torch.as_tensor(n, dtype=x.dtype, device=x.device) for n in numbers
             )
 
+    @property
+    def reads_program(self) -> bool:
+        """Whether what was compiled for this kind of chain is the analytic gradient."""
+        return self.kind is not None and self.kind.reads_program
+
     def finish(self) -> None:
         """Note the time that the chain took, for later chains of its kind."""
         if self.kind is not None and self.steps is None:
@@ -158,6 +168,9 @@ class Unrolled:
             eager: The same steps, `(state, noise) -> state`, to be measured against.
         """
         if not self.ready or self.kind is None:
+            return None
+        if self.reads_program and self.program is None:
+            self.ready = False  # another energy of this kind, which cannot be read
             return None
         try:
             if self.steps is None:
@@ -191,16 +204,25 @@ class Unrolled:
         assert kind is not None
         if kind.function is None:
             kind.function = torch.compile(_fresh(_unrolled), fullgraph=True, dynamic=False)
+            # For cheap energies reading them takes longer than it saves, each time a chain begins.
+            kind.reads_program = self.program is not None and self.program.heavy
         function = kind.function
 
         def steps(state: State, noise: tuple[Tensor, ...]) -> State:
+            source = self.program if kind.reads_program else self.energy
             with torch.no_grad():
-                return function(self.rule, self.energy, state, noise, self.numbers)
+                return function(self.rule, source, state, noise, self.numbers)
 
         if kind.report:
             return steps
         start = time.perf_counter()
-        steps(state, noise)
+        try:
+            steps(state, noise)
+        except Exception:
+            if not kind.reads_program:
+                raise
+            kind.reads_program = False  # the energy itself may be easier to compile
+            steps(state, noise)
         seconds = time.perf_counter() - start
         before, after = _least(eager, state, noise), _least(steps, state, noise)
         kind.report = {
@@ -219,19 +241,34 @@ class Unrolled:
 
 def _unrolled(
     rule: Callable[..., State],
-    energy: EnergyFn,
+    source: "Analytic | EnergyFn",
     state: State,
     noise: tuple[Tensor, ...],
     numbers: tuple[Tensor, ...],
 ) -> State:
-    potential = _Functional(energy)
+    potential: Any = _Read(source) if isinstance(source, Analytic) else _Functional(source)
     for i in range(len(noise[0])):
         state = rule(potential, state, tuple(e[i] for e in noise), numbers)
     return state
 
 
+class _Read:
+    """E and ∇E of an energy that was read, for the compiler to fuse."""
+
+    def __init__(self, program: Analytic) -> None:
+        self.program = program
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        e, gradient = self.program.plain(x)
+        assert e is not None
+        return e, gradient
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.program.plain(x, alone=True)[1]
+
+
 class _Functional:
-    """E and ∇E in the form that the compiler reads."""
+    """E and ∇E of an energy that the compiler is to differentiate."""
 
     def __init__(self, energy: EnergyFn) -> None:
         self.energy = energy

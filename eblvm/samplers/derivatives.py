@@ -36,6 +36,7 @@ class Rule:
         constant: (Derivatives.) It depends on the incoming gradient alone.
         needs: (Derivatives.) The values it looks at: "h", "out" or "both".
         again: (Of an operation that keeps something for its derivative.) Makes another such pair.
+        pure: The same function in plain calls that a compiler can read; `f` itself if None.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Rule:
         constant: bool = False,
         needs: str = "both",
         again: "Callable[[], Pair] | None" = None,
+        pure: Callable[..., Tensor] | None = None,
     ) -> None:
         self.f, self.into, self.constant, self.again = f, into, constant, again
+        self.pure = f if pure is None else pure
         self.needs = "" if constant else needs
 
 
@@ -134,7 +137,11 @@ def silu_in_passes(inplace: bool = False) -> Pair:
         torch.addcmul(kept[0], kept[0], slope, out=slope)
         return torch.mul(g, slope, out=slope)
 
-    return Rule(forward, into=True, again=silu_in_passes), Rule(backward, into=True)
+    fused = FUNCTIONS["silu"]()
+    return (
+        Rule(forward, into=True, again=silu_in_passes, pure=fused[0].f),
+        Rule(backward, into=True, pure=fused[1].f),
+    )
 
 
 def exponentials_are_cheap(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from .chain import Chain, energies_along, kept_states, room
 from .compiled import Unrolled
 from .frozen import frozen
 from .noise import block_size, chain_generator
-from .potential import Potential, PotentialFn
+from .potential import ANALYZE_FROM, Potential, PotentialFn
 from .score import EnergyFn
 
 __all__ = [
@@ -139,8 +139,12 @@ class Kernel(ABC):
             unrolled = None
             if constant is not None and kept is None:
                 unrolled = Unrolled(rule, energy, x, constant, gradients, self.num_steps)
-            few_eager = unrolled is not None and unrolled.proven
-            potential = Potential(energy, x, 0 if few_eager else self.num_steps * gradients)
+            ahead = self.num_steps * gradients
+            if unrolled is not None and unrolled.proven:  # eager steps will be few
+                ahead = ANALYZE_FROM if unrolled.reads_program else 0
+            potential = Potential(energy, x, ahead)
+            if unrolled is not None:
+                unrolled.program = potential.analytic
             state = self.start(potential, x, generator)
             if self.num_steps == 0:
                 return (x.clone(), *state[1:])

@@ -29,20 +29,28 @@ def products(weight: Tensor, shift: Tensor | None, batch: int, num_steps: int) -
         bias = shift.reshape(1) if shift is not None else weight.new_zeros(1)
         head = Rule(lambda h: torch.addmv(bias, h, row).unsqueeze(1))
         return head, same(lambda g: g * row)
-    forward = _product(weight, batch, num_steps, shift)
-    backward = _product(weight.T, batch, num_steps)
+    forward, plain = _product(weight, batch, num_steps, shift)
+    backward, plain_backward = _product(weight.T, batch, num_steps)
 
     def transpose(g: Tensor, value: Tensor, h: Tensor, out: Tensor | None = None) -> Tensor:
         return backward(g, out=out)
 
-    return Rule(forward, into=True), Rule(transpose, into=True, constant=True)
+    def plain_transpose(g: Tensor, value: Tensor, h: Tensor) -> Tensor:
+        return plain_backward(g)
+
+    return (
+        Rule(forward, into=True, pure=plain),
+        Rule(transpose, into=True, constant=True, pure=plain_transpose),
+    )
 
 
 _packing_wins: dict[tuple, bool] = {}
 
 
-def _product(weight: Tensor, batch: int, num_steps: int, shift: Tensor | None = None) -> Product:
-    """The faster way to h ↦ h Wᵀ + shift, for this processor and shape."""
+def _product(
+    weight: Tensor, batch: int, num_steps: int, shift: Tensor | None = None
+) -> tuple[Product, Product]:
+    """The faster way to h ↦ h Wᵀ + shift for this processor and shape, and one without oneDNN."""
     transposed = weight.T.contiguous()
     if len(weight) <= NARROW and shift is None and not weight.is_cuda:
         rows = weight.contiguous()
@@ -51,7 +59,7 @@ def _product(weight: Tensor, batch: int, num_steps: int, shift: Tensor | None = 
             across = torch.mm(rows, h.T).T  # BLAS is slow where few columns come out
             return across.contiguous() if out is None else out.copy_(across)
 
-        return narrow
+        return narrow, narrow
 
     def plain(h: Tensor, out: Tensor | None = None) -> Tensor:
         if shift is None:
@@ -59,15 +67,15 @@ def _product(weight: Tensor, batch: int, num_steps: int, shift: Tensor | None = 
         return torch.addmm(shift, h, transposed, out=out)
 
     if num_steps < PACK_FROM or not (shift is None or shift.ndim == 1):
-        return plain
+        return plain, plain
     packed = _packed(weight, batch, shift)
     if packed is None:
-        return plain
+        return plain, plain
     key = (batch, *weight.shape, torch.get_num_threads())
     if key not in _packing_wins:
         h = torch.randn(batch, weight.shape[1])
         _packing_wins[key] = _seconds(packed, h) < 0.9 * _seconds(plain, h)
-    return packed if _packing_wins[key] else plain
+    return (packed if _packing_wins[key] else plain), plain
 
 
 def _packed(weight: Tensor, batch: int, shift: Tensor | None) -> Product | None:

@@ -294,6 +294,7 @@ class Reader:
         groups: int = 1,
     ) -> Any:
         """A convolution; what constant channels give is computed once."""
+        self.program.heavy = True
         if isinstance(padding, str) or (groups != 1 and isinstance(input, Parts)):
             raise Unsupported
         parts = input.parts if isinstance(input, Parts) else [input]
@@ -321,6 +322,7 @@ class Reader:
 
     def linear(self, value: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """h Wᵀ + b; constant columns of h become part of b."""
+        self.program.heavy = True
         parts = value.parts if isinstance(value, Parts) else [value]
         shift: Any = bias.detach() if bias is not None else None
         start, result = 0, None
