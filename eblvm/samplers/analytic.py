@@ -100,10 +100,9 @@ class Analytic:
             for i in held
             if held[i] == ("sum", i) and not plan.is_kept(held[i])
         }
-        into = zip(forward, buffers, strict=False)
-        self.forward = [(*call, buffer) for call, buffer in into]
-        into_gradients = zip(backward, buffers[len(forward) :], strict=True)
-        self.backward = [(*call, buffer) for call, buffer in into_gradients]
+        self.forward = [(*call, b) for call, b in zip(forward, buffers, strict=False)]
+        after = buffers[len(forward) :]
+        self.backward = [(*call, b) for call, b in zip(backward, after, strict=True)]
         for slot, _, inputs, _ in reversed(kept):
             if slot in wanted:
                 wanted.update(inputs)

@@ -44,8 +44,9 @@ COMPILE_AFTER = 30.0
 
 STEPS_PER_CALL = 10  # unrolled steps: more compile longer and gain little
 GRADIENTS_PER_CALL = 20  # and this many energy gradients at most, for steps that take several
+STEPS_PER_GRAPH = 5  # a graph is captured for each chain, which takes as long as its steps do
+GRADIENTS_PER_GRAPH = 10
 GRAPHED_ON = ("cuda",)
-GRAPHED_SHARE = 2  # capturing a step costs as much as some twenty replays: a graph is half as long
 LOGGER = logging.getLogger("eblvm.samplers")
 
 State = tuple[Tensor, ...]
@@ -118,9 +119,10 @@ class Unrolled:
     ) -> None:
         self.rule, self.energy = rule, energy
         self.graphed = x.device.type in GRAPHED_ON
-        share = GRAPHED_SHARE if self.graphed else 1
-        gradients = GRADIENTS_PER_CALL // share // gradients_per_step
-        self.length = max(1, min(STEPS_PER_CALL // share, gradients))
+        most, gradients = STEPS_PER_CALL, GRADIENTS_PER_CALL
+        if self.graphed:
+            most, gradients = STEPS_PER_GRAPH, GRADIENTS_PER_GRAPH
+        self.length = max(1, min(most, gradients // gradients_per_step))
         self.steps: Steps | None = None
         self.start = time.thread_time()
         self.ready = self.proven = False
@@ -293,7 +295,6 @@ def _graphed(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...
     """
     held_state = tuple(s.clone() for s in state)
     held_noise = tuple(e.clone() for e in noise)
-    result = held_state
 
     def several() -> None:
         for held, new in zip(held_state, eager(held_state, held_noise), strict=True):
@@ -305,11 +306,12 @@ def _graphed(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...
     replay = _capture(several, one, state[0].device)
 
     def steps(state: State, noise: tuple[Tensor, ...]) -> State:
-        new = noise if state is result else (*noise, *state)
-        held = held_noise if state is result else (*held_noise, *held_state)
-        torch._foreach_copy_(held, new)
+        if state is held_state:
+            torch._foreach_copy_(held_noise, noise)
+        else:  # the first call, or eager steps came between
+            torch._foreach_copy_((*held_noise, *held_state), (*noise, *state))
         replay()
-        return result
+        return held_state
 
     return steps
 
