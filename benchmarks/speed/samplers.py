@@ -82,7 +82,7 @@ def timed(
 
 
 def rate(rows: int, inner: int, outer: int) -> float:
-    """The best rate of a float32 product in operations per µs, plain or packed."""
+    """The best rate of a plain float32 product in operations per µs."""
     a, b, out = torch.randn(rows, inner), torch.randn(inner, outer), torch.empty(rows, outer)
     best = math.inf
     for _ in range(60):
