@@ -107,10 +107,8 @@ def continued(sampler: Kernel | ParallelTempering, num_draws: int) -> Kernel | P
 def _run(
     sampler: Kernel | ParallelTempering, setup: ChainSetup, x: Tensor, generator: torch.Generator
 ) -> tuple[Chain, Tensor]:
-    if isinstance(sampler, ParallelTempering):
-        chain, exchange = sampler.run(setup.energy, x, generator)
-    else:
-        chain, exchange = sampler.run(setup.energy, x, generator), x.new_empty(0)
+    chain = sampler.run(setup.energy, x, generator)
+    exchange = x.new_empty(0) if chain.exchange is None else chain.exchange
     acceptance = None if chain.acceptance is None else chain.acceptance.cpu()
     kept = Chain(chain.x, chain.trajectory.cpu(), chain.energies.cpu(), acceptance)
     return kept, exchange.cpu()

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
-from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential
+from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products
+from eblvm.samplers.buffers import Plan
 from eblvm.samplers.score import value_and_gradient
 
 ACTIVATIONS = [
@@ -179,13 +180,71 @@ def test_a_linear_head_over_a_map_costs_the_gradient_nothing():
     assert len(program.shorter) == len(program.forward) - 4  # activation, head, flatten, sum
 
 
-def test_results_survive_the_next_call():
-    energy, x = ENERGIES["MLP SiLU()"], torch.randn(7, 5, dtype=torch.float64)
+def twice(x):
+    h = x.flatten(1)
+    return torch.tanh(h.tanh() + h.square()).sum(1)
+
+
+SURVIVE = {
+    "plain": ENERGIES["MLP SiLU()"],
+    "the gradient is a view": nn.Sequential(nn.Flatten(), *ENERGIES["MLP SiLU()"]),
+    "the value is a view": nn.Sequential(mlp(nn.SiLU(), 5, 9, 1)[:-1], nn.Tanh(), nn.Flatten(0)),
+    "the gradient is a view of a sum": twice,
+    "the gradient is a sum": lambda x: torch.tanh(x.tanh() + x.square()).flatten(1).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", SURVIVE)
+def test_results_survive_the_next_call(name):
+    energy, x = SURVIVE[name], torch.randn(7, 5, dtype=torch.float64)
+    x = x[..., None] if name != "plain" and name != "the value is a view" else x
     program = analytic.analyze(energy, x, 1000)
-    e, g = program(x)
+    assert program is not None
+    e, g = program(x + 1)  # not the start, whose results are autograd's
     kept = e.clone(), g.clone()
-    program(x + 1)
-    assert torch.equal(e, kept[0]) and torch.equal(g, kept[1])
+    torch.testing.assert_close((e, g), value_and_gradient(energy, x + 1))
+    program(x + 2)
+    alone = program.gradient(x + 3)
+    copy = alone.clone()
+    program.gradient(x + 4)
+    assert torch.equal(e, kept[0]) and torch.equal(g, kept[1]) and torch.equal(alone, copy)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_two_living_results_share_a_buffer(seed):
+    # A random program with views; lives found by brute force: a result lives until the last call
+    # that reads it, or reads something that was made of it through views.
+    generator = seeded(seed)
+    plan, like, num = Plan(), [torch.empty(2), torch.empty(3)], 40
+    calls = []
+    for i in range(num):
+        reads = torch.randint(max(i, 1), (2,), generator=generator).tolist() if i else []
+        shape = int(torch.randint(2, (), generator=generator))
+        view = i > 0 and float(torch.rand((), generator=generator)) < 0.3
+        plan.call(i, reads, None if view else like[shape])
+        calls.append((reads, view))
+    plan.keep(num - 1)
+    buffers = plan.buffers()
+
+    def life(i):
+        seen, last = {i}, i
+        for j in range(num):
+            reads, view = calls[j]
+            if seen & set(reads):
+                last = j
+                seen |= {j} if view else set()
+        return last, num - 1 in seen
+
+    owners = {}
+    for i, buffer in enumerate(buffers):
+        last, handed_out = life(i)
+        if calls[i][1] or handed_out:
+            assert buffer is None
+        elif buffer is not None:
+            for j, until in owners.get(id(buffer), []):
+                assert until < i, (j, i)
+            owners.setdefault(id(buffer), []).append((i, last))
+    assert len(owners) < sum(b is not None for b in buffers)  # and some do share
 
 
 @pytest.mark.parametrize(
@@ -287,22 +346,22 @@ def test_other_dtypes_autocast_and_empty_batches_are_left_to_autograd():
 
 def test_packed_products_equal_plain_ones(monkeypatch):
     w, b, h = torch.randn(16, 8), torch.randn(16), torch.randn(32, 8)
-    packed = analytic._packed(w, 32, b)
+    packed = products._packed(w, 32, b)
     if packed is None:
         pytest.skip("this build of torch has no packed product")
     torch.testing.assert_close(packed(h), h @ w.T + b, rtol=1e-4, atol=1e-4)
     for winner in (False, True):  # whichever is measured to be faster, the chain is the same
-        monkeypatch.setattr(analytic, "_packing_wins", {})
+        monkeypatch.setattr(products, "_packing_wins", {})
         monkeypatch.setattr(
-            analytic, "_seconds", lambda f, h, w=winner: (f.__name__ == "plain") == w
+            products, "_seconds", lambda f, h, w=winner: (f.__name__ == "plain") == w
         )
         energy, x = mlp(nn.SiLU(), 8, 16, 16, 1).float(), torch.randn(32, 8)
         program = analytic.analyze(energy, x, 1000)
-        assert set(analytic._packing_wins.values()) == {winner}
+        assert set(products._packing_wins.values()) == {winner}
         torch.testing.assert_close(
             program(x)[1], value_and_gradient(energy, x)[1], rtol=1e-3, atol=1e-5
         )
-    assert analytic._packed(w.double(), 32, None) is None
+    assert products._packed(w.double(), 32, None) is None
 
 
 def test_known_targets_are_read():

@@ -18,7 +18,16 @@ from targets import (
 )
 
 from eblvm.rbm import GaussianBernoulliRBM
-from eblvm.samplers import AIS, HMC, MALA, Gibbs, Langevin, ParallelTempering, Underdamped
+from eblvm.samplers import (
+    AIS,
+    HMC,
+    MALA,
+    Gibbs,
+    Langevin,
+    ParallelTempering,
+    Sampler,
+    Underdamped,
+)
 from eblvm.samplers.annealed import effective_sample_size
 
 
@@ -119,7 +128,8 @@ def test_tempering_finds_the_weights_that_a_single_chain_misses():
     stuck = MALA(400, 1.0)(wells, start, seeded())
     assert (stuck[:, 0] > 0).double().mean() > 0.95
     tempering = ParallelTempering(MALA(2, 1.0), (1.0, 2.0, 4.0, 9.0, 20.0), num_swaps=300)
-    chain, exchanged = tempering.run(wells, start, seeded())
+    chain = tempering.run(wells, start, seeded())
+    exchanged = chain.exchange
     share = (chain.x[:, 0] > 0).double().mean()
     assert abs(share - 0.25) < 4.5 * (0.25 * 0.75 / 600) ** 0.5
     assert exchanged.shape == (4,) and (exchanged > 0.15).all()
@@ -218,6 +228,36 @@ def test_gibbs_and_exact_sampling_agree_with_the_rbms_moments():
         assert ((v.mean(0) - mean) / (v.std(0) / num**0.5)).abs().max() < 4.5
         se = v.square().std(0) / num**0.5
         assert ((v.square().mean(0) - second) / se).abs().max() < 4.5
+
+
+def test_gibbs_has_the_interface_of_the_kernels():
+    rbm = golden_rbm()
+    x = torch.zeros(5, 2, dtype=torch.float64)
+    assert isinstance(Gibbs(6), Sampler)
+    chain = Gibbs(6).run(rbm, x, seeded())
+    assert torch.equal(chain.x, Gibbs(6)(rbm, x, seeded()))
+    assert torch.equal(chain.x, chain.trajectory[-1]) and chain.acceptance is None
+    assert torch.equal(Gibbs(6).run(rbm, x, seeded(), every=2).trajectory, chain.trajectory[1::2])
+    torch.testing.assert_close(chain.energies[3], rbm(chain.trajectory[3]).detach())
+    assert rbm.weight.requires_grad and not chain.energies.requires_grad
+    with torch.inference_mode():
+        again = Gibbs(6)(rbm, x.clone(), seeded())
+    assert torch.equal(again, chain.x) and not again.is_inference()
+    zero = Gibbs(0)(rbm, x)
+    assert torch.equal(zero, x) and zero.data_ptr() != x.data_ptr()
+    with pytest.raises(ValueError, match="every is 0"):
+        Gibbs(6).run(rbm, x, every=0)
+
+
+def test_tempering_keeps_one_exchange_in_every():
+    tempering, x = ParallelTempering(MALA(2, 0.5), (1.0, 2.0), 7), torch.zeros(4, 2)
+    whole = tempering.run(gaussian, x, seeded())
+    part = tempering.run(gaussian, x, seeded(), every=3)
+    assert torch.equal(part.trajectory, whole.trajectory[2::3]) and torch.equal(part.x, whole.x)
+    torch.testing.assert_close(part.energies, whole.energies[2::3])
+    assert torch.equal(part.exchange, whole.exchange) and part.exchange.shape == (1,)
+    with pytest.raises(ValueError, match="every is 0"):
+        tempering.run(gaussian, x, every=0)
 
 
 def test_gibbs_and_enumeration_explain_themselves():

@@ -15,6 +15,7 @@ from eblvm.samplers import (
     compilation,
     compilation_report,
     compiled,
+    noise,
 )
 
 KERNELS = [
@@ -149,18 +150,132 @@ def test_the_real_compiler_agrees_with_eager_and_follows_new_parameters(monkeypa
                 with torch.no_grad():
                     net[0].weight.mul_(2)
     assert len(compilation_report()) == 2
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with compilation("always"):  # fewer steps, another step size: no new graph
+        Langevin(25, 0.2)(net, x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_the_analytic_gradient_is_compiled_where_it_pays_and_can_be(uncompiled, monkeypatch):
+    x, seen = torch.randn(9, 2, dtype=torch.float64), []
+    spy = compiled._Read.gradient
+    monkeypatch.setattr(compiled._Read, "gradient", lambda s, x: seen.append(1) or spy(s, x))
+    net = energies()[2]
+    with compilation("always"):
+        Langevin(40, 0.1)(double_well, x)
+        assert not seen  # reading it would take as long as the chain
+        Langevin(40, 0.1)(net, x)
+        count = len(seen)
+        assert count >= 40
+        Langevin(20, 0.1)(net, x)  # too short to be read for eager steps, but compiled already
+        assert len(seen) == count + 20
+        unreadable = nn.Sequential(*net, nn.Softsign()).double()  # of the same kind: it stays eager
+        with compilation("never"):
+            expected = Langevin(40, 0.1)(unreadable, x, seeded())
+        assert torch.equal(Langevin(40, 0.1)(unreadable, x, seeded()), expected)
+        assert len(seen) == count + 20
+
+
+def test_an_energy_whose_reading_does_not_compile_is_compiled_itself(uncompiled, monkeypatch):
+    def broken(self, x):
+        raise RuntimeError("not for compilers")
+
+    monkeypatch.setattr(compiled._Read, "gradient", broken)
+    net, x = energies()[2], torch.randn(9, 2, dtype=torch.float64)
+    with compilation("never"):
+        eager = Langevin(40, 0.1)(net, x, seeded())
+    with compilation("always"):
+        torch.testing.assert_close(Langevin(40, 0.1)(net, x, seeded()), eager)
+    assert compilation_report()[0]["used"]
+
+
+@pytest.fixture
+def graphed(monkeypatch):
+    """The machinery around CUDA graphs, on the CPU: a replay does again what the capture did."""
+    replays = []
+
+    def capture(body, warm_up, device):
+        warm_up()
+        body()  # a capture runs nothing, but the buffers must bear it
+
+        def replay():
+            replays.append(1)
+            body()
+
+        return replay
+
+    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(compiled, "GRAPHED_ON", ("cpu",))
+    monkeypatch.setattr(compiled, "_capture", capture)
+    return replays
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
+@pytest.mark.parametrize("energy", energies(), ids=["double well", "mixture", "MLP"])
+def test_graphs_hand_the_state_on_in_their_buffers(kernel, energy, graphed, monkeypatch):
+    monkeypatch.setattr(noise, "NOISE_BLOCK", 9 * 2 * 12)  # blocks that no graph divides: rests
+    x = torch.randn(9, 2, dtype=torch.float64)
+    copy = x.clone()
+    with compilation("never"):
+        eager = [kernel(energy, x, seeded(i)) for i in (1, 2)]
+    with compilation("always"):
+        first = kernel(energy, x, seeded(1))
+        second = kernel(energy, first, seeded(2))  # must not write to what the first handed out
+        with compilation("never"):
+            again = kernel(energy, first, seeded(2))
+    torch.testing.assert_close(first, eager[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(second, again, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, copy) and len(graphed) >= 4
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
-def test_cuda_graphs_agree_with_eager(kernel, monkeypatch):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_cuda_graphs_agree_with_eager(kernel, autocast, monkeypatch):
     monkeypatch.setattr(compiled, "_kinds", {})
-    x = torch.randn(64, 2, device="cuda", dtype=torch.float64)
+    x = torch.randn(64, 2, device="cuda", dtype=torch.float32 if autocast else torch.float64)
     generator = torch.Generator("cuda")
-    for energy in (double_well, energies()[2].cuda()):
-        with compilation("never"):
-            eager = kernel(energy, x, generator.manual_seed(1))
-        with compilation("always"):
-            graphed = kernel(energy, x, generator.manual_seed(1))
+    net = energies()[2].to(x)
+    for energy in (double_well, net):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            with compilation("never"):
+                eager = kernel(energy, x, generator.manual_seed(1))
+            with compilation("always"):
+                graphed = kernel(energy, x, generator.manual_seed(1))
+                kept = graphed.clone()
+                kernel(energy, graphed, generator.manual_seed(2))
+        # the same kernels in the same order: equal but for atomics, of which there are none
         torch.testing.assert_close(graphed, eager, rtol=1e-9, atol=1e-9)
+        assert torch.equal(graphed, kept)
         assert not any(kind.refused for kind in compiled._kinds.values())
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_follow_new_parameters():
+    net = energies()[2].cuda()
+    x, generator = torch.randn(64, 2, device="cuda", dtype=torch.float64), torch.Generator("cuda")
+    for _ in range(2):
+        with compilation("never"):
+            eager = Langevin(40, 0.1)(net, x, generator.manual_seed(1))
+        with compilation("always"):
+            graphed = Langevin(40, 0.1)(net, x, generator.manual_seed(1))
+        torch.testing.assert_close(graphed, eager, rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            net[0].weight.mul_(2)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*could not be compiled")
+def test_an_energy_that_waits_for_the_device_stays_eager(monkeypatch):
+    monkeypatch.setattr(compiled, "_kinds", {})
+    x, generator = torch.randn(64, 2, device="cuda"), torch.Generator("cuda")
+
+    def waiting(x):
+        return double_well(x) * (1.0 if float(x.sum()) < 1e9 else 2.0)
+
+    with compilation("never"):
+        eager = Langevin(40, 0.1)(waiting, x, generator.manual_seed(1))
+    with compilation("always"):
+        torch.testing.assert_close(Langevin(40, 0.1)(waiting, x, generator.manual_seed(1)), eager)
+    assert any(kind.refused for kind in compiled._kinds.values())
+    assert torch.randn(3, device="cuda").isfinite().all()  # the device is none the worse

@@ -98,6 +98,19 @@ def test_the_report_of_a_good_chain():
     assert "energy_mean" not in diagnostics.report(chain.trajectory)
 
 
+@pytest.mark.parametrize("kernel", [MALA(4000, 0.8), HMC(2000, 0.6, num_leapfrog=3)])
+def test_the_acceptance_rate_of_a_trajectory_is_that_of_its_proposals(kernel):
+    chain = kernel.run(gaussian, sample_gaussian(20, seeded(3)), seeded(4))
+    rate = diagnostics.acceptance_rate(chain.trajectory)
+    assert rate.shape == (20,) and 0.2 < rate.mean() < 0.9
+    # Decisions are coins with the acceptance probabilities: mean difference zero, independent given
+    # the proposals, at most ½ of spread each.
+    se = 0.5 / (20 * len(chain.trajectory)) ** 0.5
+    assert abs(rate.mean() - chain.acceptance.mean()) < 4.5 * se
+    draws = torch.tensor([[[0.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]], [[2.0, 1.0]], [[2.0, 1.0]]])
+    assert diagnostics.acceptance_rate(draws).tolist() == [0.5]
+
+
 def test_squared_jump_by_hand():
     draws = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[3.0, 4.0]]])
     assert diagnostics.squared_jump(draws).tolist() == [12.5]

@@ -219,6 +219,18 @@ def test_memory_does_not_grow_with_the_number_of_steps(run):
     assert peaks[1] <= peaks[0] * 1.01  # the noise block is full in both
 
 
+def test_memory_does_not_grow_under_autocast():
+    # Autocast keeps a cast of whatever requires a gradient, which every state of a chain does.
+    net = nn.Sequential(nn.Linear(40, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
+    peaks = []
+    for num_steps in (20, 100):
+        with torch.autocast("cpu", torch.bfloat16), LiveBytes() as mode:
+            Langevin(num_steps, 0.1)(net, torch.zeros(500, 40))
+            assert torch.is_autocast_cache_enabled()  # as found
+        peaks.append(mode.peak)
+    assert peaks[1] <= peaks[0] * 1.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -134,7 +134,7 @@ def textbook_runs(energy: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> 
 def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
     """The same, as fast as eager autograd goes: frozen parameters, in place, gradients kept."""
     parameters = list(energy.parameters()) if isinstance(energy, nn.Module) else []
-    axes, ones = tuple(range(1, x.ndim)), torch.ones(len(x))
+    axes, ones = tuple(range(1, x.ndim)), x.new_ones(len(x))
 
     def freezing(chain: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -156,7 +156,7 @@ def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
         z = y.detach()
         for i in range(steps):
             if i % 10 == 0:
-                noise = torch.randn(10, *x.shape)
+                noise = torch.randn(10, *x.shape, device=x.device)
             z.add_(gradient(y)[1], alpha=-0.5 * STEP**2).add_(noise[i % 10], alpha=STEP)
         return z
 
@@ -165,7 +165,8 @@ def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
         e, g = gradient(y)
         for i in range(steps):
             if i % 10 == 0:
-                noise, u = torch.randn(10, *x.shape), torch.rand(10, len(x)).log_()
+                noise = torch.randn(10, *x.shape, device=x.device)
+                u = torch.rand(10, len(x), device=x.device).log_()
             n = noise[i % 10]
             torch.add(z, g, alpha=-0.5 * STEP**2, out=y.detach()).add_(n, alpha=STEP)
             e_new, g_new = gradient(y)
@@ -219,8 +220,8 @@ def torchebm_runs(energy: Any, x: Tensor, steps: int) -> Runs:
             return self.inner(x)
 
     model = Wrapped()
-    langevin = LangevinDynamics(model, step_size=STEP**2 / 2, noise_scale=1.0)
-    hmc = HamiltonianMonteCarlo(model, step_size=STEP, n_leapfrog_steps=LEAPFROG)
+    langevin = LangevinDynamics(model, step_size=STEP**2 / 2, noise_scale=1.0, device=x.device)
+    hmc = HamiltonianMonteCarlo(model, STEP, n_leapfrog_steps=LEAPFROG, device=x.device)
     runs: Runs = {"Langevin": lambda: langevin.sample(x=x.clone(), n_steps=steps)}
     if x.ndim == 2:  # its HMC takes vectors only
         runs["HMC"] = lambda: hmc.sample(x=x.clone(), n_steps=max(1, steps // LEAPFROG))
@@ -292,7 +293,9 @@ def _ldebm(net: ResidualTimeNet, leaky: Callable[[Any], Any]) -> Callable[..., A
 
 
 def blackjax_runs(name: str, energy: Any, x: Tensor, steps: int) -> Runs:
-    """blackjax's SGLD, MALA and HMC under `lax.scan` and `vmap`, where it is installed."""
+    """blackjax's SGLD, MALA and HMC under `lax.scan` and `vmap`, where installed; on the CPU."""
+    if x.device.type != "cpu":
+        return {}
     try:
         import blackjax
         import jax

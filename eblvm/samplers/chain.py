@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from .kernel import Kernel
     from .tempering import ParallelTempering
 
-__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along", "room"]
+__all__ = ["Chain", "ChainSetup", "Sampler", "energies_along", "kept_states", "room"]
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A transition rule, run for its number of steps."""
+    """A transition rule, run for its number of steps: what every kernel, tempering and Gibbs are.
+
+    Those also have `run`, with the same arguments and one more, `every`, for a :class:`Chain`.
+    """
 
     def __call__(
         self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
@@ -38,12 +41,14 @@ class Chain:
         energies: Their energies, with shape `(N, B)`.
         acceptance: Mean acceptance probability per chain, with shape `(B,)`; None for kernels that
             accept everything.
+        exchange: Exchange rates `(K − 1,)` of neighboring temperatures; None without tempering.
     """
 
     x: Tensor
     trajectory: Tensor
     energies: Tensor
     acceptance: Tensor | None = None
+    exchange: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,17 @@ class ChainSetup:
     energy: EnergyFn
     sampler: "Kernel | ParallelTempering"
     start: Callable[[int, torch.Generator | None], Tensor]
+
+
+def kept_states(num_steps: int, every: int) -> int:
+    """How many of `num_steps` states are kept, one in `every`.
+
+    Raises:
+        ValueError: If `every` is not positive.
+    """
+    if every < 1:
+        raise ValueError(f"every is {every}; expected 1 or more.")
+    return num_steps // every
 
 
 def room(num: int, x: Tensor) -> Tensor:

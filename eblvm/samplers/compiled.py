@@ -12,11 +12,13 @@ the spot, and kept only if it is faster. The cost is logged (logger `eblvm.sampl
     with compilation("always"):  # or "never"
         x = sampler(energy, x)
 
-Compiled and eager steps use the same noise and agree to rounding. If the energy cannot be compiled,
-or no C++ compiler is at hand, chains go on in eager mode after one warning.
+Of an energy with products of matrices the analytic gradient (:mod:`.analytic`) is compiled, which
+is shorter than what the compiler makes of autograd's. Compiled and eager steps use the same noise
+and agree to rounding. If the energy cannot be compiled, or no C++ compiler is at hand, chains go on
+in eager mode after one warning.
 
-On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead (milliseconds, once per
-chain): no launch overhead is left. `"auto"` does not do so yet: see the results page.
+On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead, once per chain: a launch
+for several steps is left. `"auto"` does not do so yet: see the results page.
 """
 
 import functools
@@ -32,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .analytic import Analytic
 from .score import EnergyFn
 
 __all__ = ["COMPILE_AFTER", "compilation", "compilation_report"]
@@ -41,6 +44,9 @@ COMPILE_AFTER = 30.0
 
 STEPS_PER_CALL = 10  # unrolled steps: more compile longer and gain little
 GRADIENTS_PER_CALL = 20  # and this many energy gradients at most, for steps that take several
+STEPS_PER_GRAPH = 5  # a graph is captured for each chain, which takes as long as its steps do
+GRADIENTS_PER_GRAPH = 10
+GRAPHED_ON = ("cuda",)
 LOGGER = logging.getLogger("eblvm.samplers")
 
 State = tuple[Tensor, ...]
@@ -56,6 +62,7 @@ class _Kind:
     spent: float = 0.0
     refused: str = ""
     function: Any = None
+    reads_program: bool = False
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -111,20 +118,27 @@ class Unrolled:
         num_steps: int,
     ) -> None:
         self.rule, self.energy = rule, energy
-        self.length = max(1, min(STEPS_PER_CALL, GRADIENTS_PER_CALL // gradients_per_step))
+        self.graphed = x.device.type in GRAPHED_ON
+        most, gradients = STEPS_PER_CALL, GRADIENTS_PER_CALL
+        if self.graphed:
+            most, gradients = STEPS_PER_GRAPH, GRADIENTS_PER_GRAPH
+        self.length = max(1, min(most, gradients // gradients_per_step))
         self.steps: Steps | None = None
         self.start = time.thread_time()
         self.ready = self.proven = False
         self.kind: _Kind | None = None
+        self.program: Analytic | None = None
         usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
         if not usable:
             return
-        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device)
+        low = torch.is_autocast_enabled(x.device.type)
+        precision = torch.get_autocast_dtype(x.device.type) if low else None
+        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device, precision)
         if key not in _kinds:
             _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
         self.kind = _kinds[key]
         wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
-        if x.device.type == "cuda":
+        if self.graphed:
             wanted = _mode[0] == "always"
         elif x.device.type != "cpu":
             wanted = False
@@ -134,6 +148,11 @@ class Unrolled:
             self.numbers = tuple(
                 torch.as_tensor(n, dtype=x.dtype, device=x.device) for n in numbers
             )
+
+    @property
+    def reads_program(self) -> bool:
+        """Whether what was compiled for this kind of chain is the analytic gradient."""
+        return self.kind is not None and self.kind.reads_program
 
     def finish(self) -> None:
         """Note the time that the chain took, for later chains of its kind."""
@@ -152,10 +171,13 @@ class Unrolled:
         """
         if not self.ready or self.kind is None:
             return None
+        if self.reads_program and self.program is None:
+            self.ready = False  # another energy of this kind, which cannot be read
+            return None
         try:
             if self.steps is None:
-                if state[0].is_cuda:
-                    self.steps = _captured(eager, state, noise)
+                if self.graphed:
+                    self.steps = _graphed(eager, state, noise)
                 else:
                     self.steps = self._compiled(state, noise, eager)
                     if self.steps is None:
@@ -184,16 +206,25 @@ class Unrolled:
         assert kind is not None
         if kind.function is None:
             kind.function = torch.compile(_fresh(_unrolled), fullgraph=True, dynamic=False)
+            # For cheap energies reading them takes longer than it saves, each time a chain begins.
+            kind.reads_program = self.program is not None and self.program.heavy
         function = kind.function
 
         def steps(state: State, noise: tuple[Tensor, ...]) -> State:
+            source = self.program if kind.reads_program else self.energy
             with torch.no_grad():
-                return function(self.rule, self.energy, state, noise, self.numbers)
+                return function(self.rule, source, state, noise, self.numbers)
 
         if kind.report:
             return steps
         start = time.perf_counter()
-        steps(state, noise)
+        try:
+            steps(state, noise)
+        except Exception:
+            if not kind.reads_program:
+                raise
+            kind.reads_program = False  # the energy itself may be easier to compile
+            steps(state, noise)
         seconds = time.perf_counter() - start
         before, after = _least(eager, state, noise), _least(steps, state, noise)
         kind.report = {
@@ -212,19 +243,34 @@ class Unrolled:
 
 def _unrolled(
     rule: Callable[..., State],
-    energy: EnergyFn,
+    source: "Analytic | EnergyFn",
     state: State,
     noise: tuple[Tensor, ...],
     numbers: tuple[Tensor, ...],
 ) -> State:
-    potential = _Functional(energy)
+    potential: Any = _Read(source) if isinstance(source, Analytic) else _Functional(source)
     for i in range(len(noise[0])):
         state = rule(potential, state, tuple(e[i] for e in noise), numbers)
     return state
 
 
+class _Read:
+    """E and ∇E of an energy that was read, for the compiler to fuse."""
+
+    def __init__(self, program: Analytic) -> None:
+        self.program = program
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        e, gradient = self.program.plain(x)
+        assert e is not None
+        return e, gradient
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.program.plain(x, alone=True)[1]
+
+
 class _Functional:
-    """E and ∇E in the form that the compiler reads."""
+    """E and ∇E of an energy that the compiler is to differentiate."""
 
     def __init__(self, energy: EnergyFn) -> None:
         self.energy = energy
@@ -241,27 +287,64 @@ class _Functional:
         return self(x)[1]
 
 
-def _captured(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...]) -> Steps:
-    """The steps as a CUDA graph over fixed buffers; the graph lives as long as the chain."""
-    static_state = tuple(s.clone() for s in state)
-    static_noise = tuple(e.clone() for e in noise)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # warm up: libraries allocate their workspaces
-        for _ in range(3):
-            eager(static_state, static_noise)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = eager(static_state, static_noise)
+def _graphed(eager: Callable[..., State], state: State, noise: tuple[Tensor, ...]) -> Steps:
+    """The steps as a CUDA graph over fixed buffers; the graph lives as long as the chain.
+
+    The state stays in its buffers from call to call, and the chain's last state is handed out in
+    them: nothing replays the graph after that.
+    """
+    held_state = tuple(s.clone() for s in state)
+    held_noise = tuple(e.clone() for e in noise)
+
+    def several() -> None:
+        for held, new in zip(held_state, eager(held_state, held_noise), strict=True):
+            held.copy_(new)
+
+    def one() -> None:
+        eager(held_state, tuple(e[:1] for e in held_noise))
+
+    replay = _capture(several, one, state[0].device)
 
     def steps(state: State, noise: tuple[Tensor, ...]) -> State:
-        for held, new in zip((*static_state, *static_noise), (*state, *noise), strict=True):
-            held.copy_(new)
-        graph.replay()
-        return tuple(r.clone() for r in result)
+        if state is held_state:
+            torch._foreach_copy_(held_noise, noise)
+        else:  # the first call, or eager steps came between
+            torch._foreach_copy_((*held_noise, *held_state), (*noise, *state))
+        replay()
+        return held_state
 
     return steps
+
+
+def _capture(
+    body: Callable[[], None], warm_up: Callable[[], None], device: torch.device
+) -> Callable[[], None]:
+    """A function that repeats what `body` launches, from a CUDA graph.
+
+    What the graph must not do is kept out of it: `warm_up` lets libraries load and allocate their
+    workspaces, on the stream that captures (workspaces belong to streams); autograd stays on this
+    thread; other threads (a loader that pins memory, NCCL's watchdog) may use CUDA meanwhile. Noise
+    is an input, so no generator is involved, and autocast remembers nothing inside `frozen`.
+
+    Arguments:
+        body: It works on tensors that keep their place, and never waits for the device.
+        warm_up: A part of it that calls each library once.
+        device: Where.
+    """
+    with torch.cuda.device(device), torch.autograd.set_multithreading_enabled(False):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            warm_up()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            body()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
 
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:

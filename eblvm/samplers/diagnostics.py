@@ -25,6 +25,7 @@ from torch import Tensor
 from .chain import Chain
 
 __all__ = [
+    "acceptance_rate",
     "autocorrelation",
     "ess_bulk",
     "ess_mean",
@@ -88,6 +89,17 @@ def autocorrelation(draws: Tensor, max_lag: int | None = None) -> Tensor:
     covariance = _autocovariance(_checked(draws))
     last = len(draws) - 1 if max_lag is None else min(max_lag, len(draws) - 1)
     return covariance[: last + 1] / covariance[0]
+
+
+def acceptance_rate(draws: Tensor) -> Tensor:
+    """The share of draws `(N, C, *event)` that differ from the one before, `(C,)`.
+
+    Of a trajectory with every state kept (`every=1`) this is the share of accepted proposals, for
+    energies without ties; :attr:`Chain.acceptance`, the mean acceptance *probability*, estimates
+    the same with less noise, and whatever was kept.
+    """
+    moved = (_checked(draws)[1:] != draws[:-1]).reshape(len(draws) - 1, draws.shape[1], -1).any(-1)
+    return moved.to(draws.dtype).mean(0)
 
 
 def squared_jump(draws: Tensor) -> Tensor:

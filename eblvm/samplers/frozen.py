@@ -13,6 +13,8 @@ energy raises:
   computed once per chain, with the stored vectors and no power iteration. Published code that lets
   the power iteration run on during the chain samples from a slowly moving energy; the difference
   vanishes as the iteration converges.
+- **Autocast** does not remember casts. It would keep one of every state, since states require a
+  gradient, until the caller's context ends: memory that grows with the number of steps.
 - **Buffers** are as found afterwards. Those up to `MAX_SNAPSHOT` elements are copied and put back;
   larger ones (replay chains) are watched, and writing to one of them raises.
 - **Random numbers** come from the chain's generator. An energy that draws its own uses the global
@@ -158,14 +160,16 @@ def frozen(energy: Any) -> Iterator[None]:
                 break
         parametrized = parametrized or isinstance(module, parametrize.ParametrizationList)
 
+    remembers = torch.is_autocast_cache_enabled()
     restore: list[tuple[nn.Module, dict, dict[str, Tensor]]] = []
     cache = getattr(parametrize, "_cache", None) if parametrized else None
     with torch.inference_mode(False), torch.enable_grad():
         try:
+            torch.set_autocast_cache_enabled(False)
             for t in trainable:
                 t.requires_grad_(False)
             for module in training:
-                module.training = False
+                vars(module)["training"] = False  # as an assignment, without `Module.__setattr__`
             for module in hooked:
                 restore.append(_fold_hooks(module))
             if cache is None:
@@ -181,15 +185,16 @@ def frozen(energy: Any) -> Iterator[None]:
                     cache.clear()
                     cache.update(outer)
         finally:
+            torch.set_autocast_cache_enabled(remembers)
             for module, hooks, weights in restore:
                 module._forward_pre_hooks.clear()
                 module._forward_pre_hooks.update(hooks)
                 vars(module).update(weights)
             for module in training:
-                module.training = True
+                vars(module)["training"] = True
             for t in trainable:
                 t.requires_grad_(True)
-            written = _restore_buffers(buffers)
+            written = _restore_buffers(buffers) if buffers else []
     if written:
         raise RuntimeError(
             f"the energy wrote to its buffers {written} while a chain was running; a chain must "

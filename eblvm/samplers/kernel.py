@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along, room
+from .chain import Chain, energies_along, kept_states, room
 from .compiled import Unrolled
 from .frozen import frozen
 from .noise import block_size, chain_generator
-from .potential import Potential, PotentialFn
+from .potential import ANALYZE_FROM, Potential, PotentialFn
 from .score import EnergyFn
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "per_row",
     "row_sum",
     "scaled",
+    "scaled_",
 ]
 
 State = tuple[Tensor, ...]
@@ -118,9 +119,7 @@ class Kernel(ABC):
         Returns:
             The trajectory, its energies (one more evaluation per kept state) and acceptance rates.
         """
-        if every < 1:
-            raise ValueError(f"every is {every}; expected 1 or more.")
-        kept = room(self.num_steps // every, x)
+        kept = room(kept_states(self.num_steps, every), x)
         state = self._run(energy, x, generator, kept, every)
         return Chain(state[0], kept, energies_along(energy, kept), self.acceptance(state))
 
@@ -140,18 +139,26 @@ class Kernel(ABC):
             unrolled = None
             if constant is not None and kept is None:
                 unrolled = Unrolled(rule, energy, x, constant, gradients, self.num_steps)
-            few_eager = unrolled is not None and unrolled.proven
-            potential = Potential(energy, x, 0 if few_eager else self.num_steps * gradients)
+            ahead = self.num_steps * gradients
+            if unrolled is not None and unrolled.proven:  # eager steps will be few
+                ahead = ANALYZE_FROM if unrolled.reads_program else 0
+            potential = Potential(energy, x, ahead)
+            if unrolled is not None:
+                unrolled.program = potential.analytic
             state = self.start(potential, x, generator)
             if self.num_steps == 0:
                 return (x.clone(), *state[1:])
 
             def eager(state: State, noise: tuple[Tensor, ...], first: int = 0) -> State:
-                for i, drawn in enumerate(zip(*(e.unbind() for e in noise), strict=True)):
-                    numbers = constant or self.coefficients(first + i, x)
-                    state = rule(potential, state, drawn, numbers)
-                    if kept is not None and (first + i + 1) % every == 0:
-                        kept[(first + i + 1) // every - 1] = state[0]
+                drawn = zip(*(e.unbind() for e in noise), strict=True)
+                if constant is not None and kept is None:
+                    for eps in drawn:
+                        state = rule(potential, state, eps, constant)
+                    return state
+                for i, eps in enumerate(drawn, first):
+                    state = rule(potential, state, eps, constant or self.coefficients(i, x))
+                    if kept is not None and (i + 1) % every == 0:
+                        kept[(i + 1) // every - 1] = state[0]
                 return state
 
             size = block_size(x)
@@ -218,6 +225,11 @@ def per_row(scale: Scale, x: Tensor) -> Scale:
 def scaled(x: Tensor, y: Tensor, scale: Scale) -> Tensor:
     """x + scale · y, in one operation."""
     return torch.addcmul(x, scale, y) if isinstance(scale, Tensor) else x.add(y, alpha=scale)
+
+
+def scaled_(x: Tensor, y: Tensor, scale: Scale) -> Tensor:
+    """x + scale · y, written to x: for values that nobody else holds."""
+    return x.addcmul_(scale, y) if isinstance(scale, Tensor) else x.add_(y, alpha=scale)
 
 
 def row_sum(x: Tensor) -> Tensor:

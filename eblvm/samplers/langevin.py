@@ -30,6 +30,7 @@ from .kernel import (
     check_scale,
     per_row,
     scaled,
+    scaled_,
 )
 from .noise import normal
 from .potential import PotentialFn
@@ -99,5 +100,5 @@ def langevin_step(
     g = potential.gradient(x)
     if clip is not None:
         g = g.clamp(-clip, clip)
-    x = scaled(scaled(x, g, drift), eps, diffusion)
+    x = scaled_(scaled(x, g, drift), eps, diffusion)
     return (x if bounds is None else x.clamp(*bounds),)

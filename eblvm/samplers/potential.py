@@ -52,4 +52,9 @@ class Potential:
 
     def gradient(self, x: Tensor) -> Tensor:
         """∇E(x) alone."""
-        return self.analytic.gradient(x) if self.analytic is not None else self(x)[1]
+        if self.analytic is not None:
+            return self.analytic.gradient(x)
+        if self.ones is None:
+            return self(x)[1]
+        leaf = x.detach().requires_grad_()  # what the first call checked needs no second look
+        return torch.autograd.grad(self.energy(leaf), leaf, self.ones)[0]

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along, room
+from .chain import Chain, energies_along, kept_states, room
 from .frozen import frozen
 from .hmc import HMC
 from .kernel import check_count
@@ -75,17 +75,27 @@ class ParallelTempering:
         return self._run(energy, x, generator)[0]
 
     def run(
-        self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Chain, Tensor]:
-        """As a call, keeping the states at temperature 1 after every exchange.
+        self,
+        energy: EnergyFn,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        every: int = 1,
+    ) -> Chain:
+        """As a call, keeping the states at temperature 1 after exchanges.
+
+        Arguments:
+            energy: As in a call.
+            x: As in a call.
+            generator: As in a call.
+            every: Keep one state in `every` rounds.
 
         Returns:
-            The chain at temperature 1 (its acceptance is that of the moves), and the exchange rates
-            `(K − 1,)` of neighboring temperatures.
+            The chain at temperature 1 (its acceptance is that of the moves), with the exchange
+            rates of neighboring temperatures.
         """
-        kept = room(self.num_swaps, x)
-        x, accepted, swapped = self._run(energy, x, generator, kept)
-        return Chain(x, kept, energies_along(energy, kept), accepted), swapped
+        kept = room(kept_states(self.num_swaps, every), x)
+        x, accepted, exchange = self._run(energy, x, generator, kept, every)
+        return Chain(x, kept, energies_along(energy, kept), accepted, exchange)
 
     def _run(
         self,
@@ -93,6 +103,7 @@ class ParallelTempering:
         x: Tensor,
         generator: torch.Generator | None,
         kept: Tensor | None = None,
+        every: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         generator = chain_generator(generator, x)
         num, batch = len(self.temperatures), len(x)
@@ -118,8 +129,8 @@ class ParallelTempering:
                 u01 = uniform(num, x, generator)[: num - 1]
                 state, rate = _exchange(state, 1 / t, u01, swap % 2)
                 exchanged = exchanged + rate
-                if kept is not None:
-                    kept[swap] = state[0][:batch]
+                if kept is not None and (swap + 1) % every == 0:
+                    kept[(swap + 1) // every - 1] = state[0][:batch]
             moves, tries = max(1, n * self.num_swaps), self.num_swaps
             even = (torch.arange(num - 1, device=x.device) % 2) == 0
             attempts = torch.where(even, (tries + 1) // 2, tries // 2).clamp(min=1)
