@@ -55,7 +55,8 @@ class DataEBM(Learner):
         energy_penalty: Factor on E(x⁺)² + E(x⁻)², which bounds the energy's magnitude; 0 is none.
             At odds with a narrow reference, whose quadratic E must cancel.
         sampling_steps: Steps of refinement of what is drawn from the model, where the caller names
-            no number; those of training if None. The released code takes 30, whatever training took.
+            no number; those of training if None. The released code takes 30, however many
+            training took.
         channels_last: Whether filters, and with them all maps, lie in memory with channels last,
             which makes convolutions faster; results agree to rounding.
 
