@@ -160,7 +160,7 @@ class JointBiDVL(TwoPlayer):
                 f"the latents of {type(self.energy).__name__} cannot be enumerated; its likelihood "
                 "is not known."
             )
-        return -self.energy(x) - self.energy.log_normalizer()
+        return self.energy.log_prob(x)
 
 
 def gradient_fit(

@@ -6,6 +6,10 @@ import torch
 from bidvl_parts import SIGNS, exact_noise, game
 from scipy.optimize import root
 
+from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import GaussianLikelihood
+from eblvm.models import BiDVL
+from eblvm.models.networks import StridedDecoder, StridedEncoder, StridedEnergy
 from eblvm.objectives import (
     ForwardKL,
     GaussianCycle,
@@ -17,6 +21,8 @@ from eblvm.objectives import (
     hinge,
 )
 from eblvm.objectives.divergence import density_ratio
+from eblvm.posteriors import AmortizedPosterior
+from eblvm.priors import GaussianPrior
 
 NAMES = ("energy", "likelihood", "posterior")
 
@@ -205,6 +211,26 @@ def test_penalties_are_what_they_say(monkeypatch):
     )
     (slope,) = torch.autograd.grad(terms["gradient_penalty"].sum(), learner.energy.value)
     assert float(slope) == pytest.approx(float(0.2 * k * x.square().sum()))
+
+
+def test_channels_last_agrees_to_rounding():
+    def build(channels_last):
+        torch.manual_seed(0)
+        latent = LatentVariableModel(
+            GaussianPrior(4),
+            AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
+            GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
+        )
+        rates = {"energy": 1e-3, "posterior": 1e-3, "likelihood": 1e-3}
+        return BiDVL(StridedEnergy(3, 8, 8), latent, rates, channels_last=channels_last)
+
+    first, last = build(False), build(True)
+    filters = last.energy.net[0].parametrizations.weight.original
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+    batch = (torch.rand(6, 3, 8, 8), None)
+    expected = first.terms(batch, torch.Generator().manual_seed(0))
+    for name, term in last.terms(batch, torch.Generator().manual_seed(0)).items():
+        torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():

@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from eblvm.energies import JointEnergy
 from eblvm.latent import LatentVariableModel
@@ -149,7 +152,8 @@ def test_closed_divergences_agree_with_quadrature_and_sums():
         return weights, normals
 
     mine = components(pair.logits, pair._means(), pair.log_variance.exp())
-    other = components(rbm.hidden_logits(), pair._energy_means(rbm), (2 * rbm.log_scale).exp())
+    means = rbm.visible_mean(rbm.hidden_states())
+    other = components(rbm.hidden_logits(), means, (2 * rbm.log_scale).exp())
     for (w, n), (u, m), found in zip(
         (mine, other), (other, mine), pair.joint_divergence(rbm), strict=True
     ):
@@ -205,6 +209,50 @@ def fit_after(num_steps, divergence, unrolled):
     return [float(value) for value in gradient_fit(rbm, objective, DATA)]
 
 
+class Saved:
+    """What autograd keeps for a backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def saved_by_steps(unroll_steps):
+    """How many tensors autograd holds before and after each step of a training step."""
+    alive, counts = weakref.WeakSet(), []
+
+    def pack(tensor):
+        saved = Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    class Watched(JointBiDVL):
+        def _move(self, *arguments, **options):
+            before = len(alive)
+            super()._move(*arguments, **options)
+            counts.append((before, len(alive)))
+
+    learner = Watched(
+        machine(),
+        golden_pair(),
+        {"energy": 1e-3, "pair": 3e-3},
+        unroll_steps=unroll_steps,
+        player_steps=3,
+    )
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        trainer.fit(learner, DataLoader(TensorDataset(DATA, DATA), batch_size=2))
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
 class TestUnrolling:
     @pytest.mark.parametrize("divergence", [ReverseKL(), SymmetricKL()], ids=["reverse", "both"])
     def test_the_gradient_gets_right_and_sooner_when_unrolled(self, divergence):
@@ -257,6 +305,17 @@ class TestUnrolling:
             loss({"w": weight}).backward()
             optimizer.step()
         torch.testing.assert_close(ahead, weight, rtol=0, atol=1e-12)
+
+    def test_first_order_retains_no_graph_of_the_lower_level(self):
+        """What autograd saved is gone after every step; only unrolling keeps the lower level's."""
+        peaks = {steps: saved_by_steps(steps) for steps in (0, 2)}
+        for counts in peaks.values():
+            assert [after for _, after in counts] == [0] * 4  # three of the pair, one of the energy
+        (*lower, (first, _)), (*_, (unrolled, _)) = peaks[0], peaks[2]
+        assert all(before > 0 for before, _ in lower)
+        assert (
+            unrolled > first + 2 * lower[0][0]
+        )  # of both steps, and of gradients
 
     def test_other_optimizers_are_refused(self):
         weight = nn.Parameter(tensor(1.0))
