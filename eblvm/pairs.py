@@ -219,7 +219,7 @@ class GaussianPair(VariationalPair):
         if posterior.forward:
             raise ValueError(
                 "KL(p_E(z|x) ‖ q) needs samples of the model's posterior, which GaussianPair does "
-                "not have. Use ReverseKL for the posterior."
+                "not have. Use ReverseDivergence for the posterior."
             )
         free, inference = self._free(energy, x, generator)
         terms = {"posterior": posterior.reverse * free}

@@ -14,7 +14,7 @@ from eblvm.objectives import (
     Cycle,
     Divergence,
     SquaredCycle,
-    SymmetricKL,
+    SymmetricDivergence,
     contrastive_divergence,
     density_ratio,
     gaussian_kl,
@@ -57,7 +57,7 @@ class BiDVL(TwoPlayer):
         latent: Prior, encoder and generator: a GaussianPrior, an AmortizedPosterior, and a
             likelihood.
         learning_rates: Rates of `energy`, `posterior` and `likelihood`.
-        lower: The divergence of the lower level; `forward` is λ. With `ReverseKL` the encoder
+        lower: The divergence of the lower level; `forward` is λ. With `ReverseDivergence` the encoder
             learns from the cycle, as nothing else would teach it.
         cycle: How badly z is found again in G(z).
         contrast: From energies of data and of samples to the loss of the upper level.
@@ -131,7 +131,7 @@ class BiDVL(TwoPlayer):
         self.save_recipe()
         self.energy = energy
         self.latent = latent
-        self.lower = SymmetricKL(0.05) if lower is None else lower
+        self.lower = SymmetricDivergence(0.05) if lower is None else lower
         self.cycle = SquaredCycle() if cycle is None else cycle
         self.contrast = contrast
         self.cancel = cancel

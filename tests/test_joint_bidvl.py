@@ -17,7 +17,7 @@ from eblvm.metrics import log_normalizer
 from eblvm.models.boltzmann import BoltzmannMachine
 from eblvm.models.joint_bidvl import JointBiDVL, gradient_fit
 from eblvm.models.unroll import unroll
-from eblvm.objectives import ForwardKL, ReverseKL, SymmetricKL
+from eblvm.objectives import ForwardDivergence, ReverseDivergence, SymmetricDivergence
 from eblvm.pairs import EnumeratedPair, GaussianPair
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
@@ -254,7 +254,9 @@ def saved_by_steps(unroll_steps):
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
 class TestUnrolling:
-    @pytest.mark.parametrize("divergence", [ReverseKL(), SymmetricKL()], ids=["reverse", "both"])
+    @pytest.mark.parametrize(
+        "divergence", [ReverseDivergence(), SymmetricDivergence()], ids=["reverse", "both"]
+    )
     def test_the_gradient_gets_right_and_sooner_when_unrolled(self, divergence):
         steps = (2, 5, 10, 50)
         first = [fit_after(n, divergence, False) for n in steps]
@@ -313,9 +315,7 @@ class TestUnrolling:
             assert [after for _, after in counts] == [0] * 4  # three of the pair, one of the energy
         (*lower, (first, _)), (*_, (unrolled, _)) = peaks[0], peaks[2]
         assert all(before > 0 for before, _ in lower)
-        assert (
-            unrolled > first + 2 * lower[0][0]
-        )  # of both steps, and of gradients
+        assert unrolled > first + 2 * lower[0][0]  # of both steps, and of gradients
 
     def test_other_optimizers_are_refused(self):
         weight = nn.Parameter(tensor(1.0))
@@ -370,7 +370,7 @@ class TestGaussianPair:
         for step in range(400):
             if step == 300:
                 optimizer.param_groups[0]["lr"] = 0.002
-            terms = pair.lower(energy, x, ReverseKL(), ReverseKL(), g)
+            terms = pair.lower(energy, x, ReverseDivergence(), ReverseDivergence(), g)
             optimizer.zero_grad()
             sum(t.mean() for t in terms.values()).backward()
             optimizer.step()
@@ -395,8 +395,8 @@ class TestGaussianPair:
         assert abs(float(slope)) < 0.02  # two means of 200,000 terms with deviation below 3
 
     def test_forward_posterior_is_refused(self):
-        with pytest.raises(ValueError, match="Use ReverseKL for the posterior"):
-            self.pair().lower(Quadratic(), DATA[:, :1], ForwardKL(), ReverseKL())
+        with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
+            self.pair().lower(Quadratic(), DATA[:, :1], ForwardDivergence(), ReverseDivergence())
 
 
 class TestBoltzmannMachine:

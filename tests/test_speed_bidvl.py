@@ -6,7 +6,7 @@ import torch
 from bidvl_parts import OTHER, SIGNS, exact_noise, game
 
 from eblvm.benchmarks.speed import bidvl
-from eblvm.objectives import SquaredCycle, SymmetricKL
+from eblvm.objectives import SquaredCycle, SymmetricDivergence
 
 
 def test_the_transcription_takes_the_learner_s_steps(monkeypatch):
@@ -15,9 +15,9 @@ def test_the_transcription_takes_the_learner_s_steps(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", lambda like: OTHER)
     monkeypatch.setattr(bidvl, "WARM_UP", 0)
     x = 1.3 * SIGNS
-    theirs = game(lower=SymmetricKL(0.05), cycle=SquaredCycle())
+    theirs = game(lower=SymmetricDivergence(0.05), cycle=SquaredCycle())
     bidvl.transcribed(theirs, [x], 3)
-    ours = game(lower=SymmetricKL(0.05), cycle=SquaredCycle())
+    ours = game(lower=SymmetricDivergence(0.05), cycle=SquaredCycle())
     rates = {"energy": 1e-4, "posterior": 3e-4, "likelihood": 3e-4}
     critic, player = (
         [

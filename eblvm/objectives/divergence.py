@@ -16,11 +16,11 @@ from .jeffrey import gaussian_nll
 __all__ = [
     "Cycle",
     "Divergence",
-    "ForwardKL",
+    "ForwardDivergence",
     "GaussianCycle",
-    "ReverseKL",
+    "ReverseDivergence",
     "SquaredCycle",
-    "SymmetricKL",
+    "SymmetricDivergence",
     "density_ratio",
 ]
 
@@ -46,14 +46,14 @@ class Divergence:
         self.forward = forward
 
 
-class ReverseKL(Divergence):
+class ReverseDivergence(Divergence):
     """KL(a‖p): seeks modes; with an energy and an encoder, an adversarial energy-based model."""
 
     def __init__(self) -> None:
         super().__init__(1.0, 0.0)
 
 
-class ForwardKL(Divergence):
+class ForwardDivergence(Divergence):
     """f KL(p‖a): covers mass; on data in place of samples of p it is the evidence bound of a VAE.
 
     Arguments:
@@ -64,7 +64,7 @@ class ForwardKL(Divergence):
         super().__init__(0.0, forward)
 
 
-class SymmetricKL(Divergence):
+class SymmetricDivergence(Divergence):
     """KL(a‖p) + f KL(p‖a): Jeffrey's divergence where f = 1.
 
     Arguments:

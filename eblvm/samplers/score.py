@@ -135,7 +135,7 @@ def live_gradient(energy: EnergyFn, x: Tensor) -> Tensor:
 
 
 def live_curvature(energy: EnergyFn, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\nabla_x E(x)` and :math:`u^\top \nabla_x^2 E(x)\, u`, with a graph as `live_gradient`.
+    r""":math:`\nabla_x E(x)` and :math:`u^\top \nabla_x^2 E(x)\, u`, with a graph.
 
     Arguments:
         energy: `(B, *event) -> (B,)`.
