@@ -10,6 +10,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from eblvm.benchmarks import upper
 from eblvm.energies import JointEnergy
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
@@ -190,23 +191,9 @@ def test_the_bias_of_the_gradient_is_bounded_by_the_divergences():
 
 def fit_after(num_steps, divergence, unrolled):
     """cos and relative error of J's gradient, `num_steps` descents from a shifted optimum."""
-    rbm, pair = machine(), golden_pair()
+    pair = golden_pair()
     pair.match(machine(0.3))
-    optimizer = torch.optim.SGD(pair.parameters(), lr=0.1)
-    learner = JointBiDVL(
-        rbm, pair, {"energy": 1.0, "pair": 1.0}, divergence, divergence, unroll_steps=num_steps
-    )
-    if unrolled:
-        objective = learner.unrolled(DATA, optimizer).mean()
-    else:
-        for _ in range(num_steps):
-            terms = pair.lower(rbm, DATA, divergence, divergence)
-            optimizer.zero_grad()
-            sum(t.mean() for t in terms.values()).backward()
-            optimizer.step()
-        rbm.zero_grad()
-        objective = pair.upper(rbm, DATA).mean()
-    return [float(value) for value in gradient_fit(rbm, objective, DATA)]
+    return upper.fit_after(machine(), pair, divergence, num_steps, unrolled)[1:]
 
 
 class Saved:
@@ -268,6 +255,15 @@ class TestUnrolling:
             assert table[-1][0] > 0.999
         for (_, plain), (_, better) in list(zip(first, unrolled, strict=True))[1:]:
             assert better <= plain
+
+    def test_the_table_of_gradients_has_all_rows(self, capsys):
+        upper.main("--steps 0 3 --machines 2".split())
+        rows = [r for r in capsys.readouterr().out.splitlines() if r.startswith(("| rev", "| sym"))]
+        assert [row.split(" | ")[1] for row in rows] == ["0", "3"] * 2
+        for row in rows:
+            *_, first, unrolled = row.removesuffix(" |").split(" | ")
+            assert (first == unrolled) == (" | 0 | " in row)
+        assert rows[0].split(" | ")[2:] == rows[2].split(" | ")[2:]  # no steps: no divergence
 
     def test_no_steps_are_first_order_bit_for_bit(self):
         rbm, pair = machine(), golden_pair()
