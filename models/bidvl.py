@@ -57,8 +57,8 @@ class BiDVL(TwoPlayer):
         latent: Prior, encoder and generator: a GaussianPrior, an AmortizedPosterior, and a
             likelihood.
         learning_rates: Rates of `energy`, `posterior` and `likelihood`.
-        lower: The divergence of the lower level; `forward` is λ. With `ReverseDivergence` the encoder
-            learns from the cycle, as nothing else would teach it.
+        lower: The divergence of the lower level; `forward` is λ. With `ReverseDivergence` the
+            encoder learns from the cycle, as nothing else would teach it.
         cycle: How badly z is found again in G(z).
         contrast: From energies of data and of samples to the loss of the upper level.
         cancel: Whether the cycle leaves the encoder alone. If not, the cycle takes a draw of

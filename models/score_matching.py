@@ -9,6 +9,7 @@ from eblvm.matching import ScoreMatching
 from eblvm.metrics.grid import Bounds, energy_log_prob
 from eblvm.negatives import NoiseNegatives
 from eblvm.rbm import GaussianBernoulliRBM
+from eblvm.samplers import score
 
 from .learner import Learner
 
@@ -91,6 +92,12 @@ class ScoreMatchingEBM(Learner):
         if not isinstance(self.energy, GaussianBernoulliRBM):
             raise TypeError(f"the normalizer of {type(self.energy).__name__} is not known.")
         return self.energy.log_prob(x)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """`energy`, −E, and `gradient_norm`, −‖∇E‖, `(B,)` each; high means in-distribution."""
+        norm = score(self.energy, x).flatten(1).norm(dim=1)
+        return {"energy": -self.energy(x), "gradient_norm": -norm}
 
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
         """log p(x) ∝ −E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""

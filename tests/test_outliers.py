@@ -23,11 +23,33 @@ def test_artificial_sets_are_what_they_say():
     # means of two independent numbers have half the variance
     assert float(sets["interpolation"].var()) == pytest.approx(float(x.var()) / 2, rel=0.05)
     assert torch.equal(artificial(x)["uniform"], sets["uniform"])
+    wide = artificial(x, scale=4.0)
+    assert torch.equal(wide["uniform"], 4 * sets["uniform"])
+    assert torch.equal(wide["constant"], 4 * sets["constant"])
+    assert torch.equal(wide["interpolation"], sets["interpolation"])
 
 
 def test_no_others_at_all_are_refused():
     with pytest.raises(ValueError, match="there are no others"):
         OutOfDistribution(built_in=False)
+
+
+def test_a_set_that_is_missing_is_complained_of_before_any_training(eblvm, tmp_path, tiny):
+    recipe = yaml.safe_load(tiny.read_text())
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o555)  # nothing is downloaded into a folder that is read-only
+    settings = {"dataset": "MNIST", "image_size": 8, "channels": 1, "batch_size": 4}
+    settings["root"] = str(empty)
+    other = {"class_path": "eblvm.data.ImageDataModule", "init_args": settings}
+    recipe["trainer"]["callbacks"] = [
+        {"class_path": "eblvm.outliers.OutOfDistribution", "init_args": {"others": {"m": other}}}
+    ]
+    path = tmp_path / "missing.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1")
+    assert done.status == 2
+    assert "MNIST" in done.err and "not found" in done.err
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.fixture
