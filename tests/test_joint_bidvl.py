@@ -92,6 +92,8 @@ class TestGoldenNumbers:
                 0.1223381329, 0.2483996130, 0.1110786815, 0.1301892020,
             )  # fmt: skip
             torch.testing.assert_close(rbm.hidden_logits().softmax(0), marginal, rtol=0, atol=1e-10)
+            expected = tensor(-1.2030166194, -4.2770887544)
+            torch.testing.assert_close(rbm.log_prob(DATA), expected, rtol=0, atol=1e-10)
         expected = tensor([-0.4917253527, 0.4114393851], [4.5156595613, -0.8252453701])
         torch.testing.assert_close(score(rbm, DATA), expected, rtol=0, atol=1e-9)
 

@@ -79,12 +79,13 @@ class Stopwatch(Callback):
             self.begin = self.end
 
 
-def trained(model: Any, data: Any, num_steps: int) -> float:
+def trained(model: Any, data: Any, num_steps: int, precision: Any = "32-true") -> float:
     """Seconds a step of the learner under a trainer that logs nowhere."""
     watch = Stopwatch()
     trainer = Trainer(
         max_steps=WARM_UP + num_steps,
         accelerator="cpu",
+        precision=precision,
         logger=False,
         callbacks=[watch],
         enable_checkpointing=False,
@@ -96,10 +97,12 @@ def trained(model: Any, data: Any, num_steps: int) -> float:
     return (watch.end - watch.begin) / num_steps
 
 
-def compare(recipe: str, num_steps: int, rounds: int) -> str:
+def compare(recipe: str, num_steps: int, rounds: int, precision: str = "32-true") -> str:
     """A line of the table."""
     synthetic = [] if recipe.startswith("toy/") else ["--data.init_args.dataset=Synthetic"]
-    models, seconds = [], [list[float](), list[float]()]
+    models: list[Any] = []
+    seconds: list[list[float]] = [[], []]
+    data: Any
     for _ in seconds:
         model, data = build(recipe, *synthetic)
         data.setup("fit")
@@ -107,7 +110,7 @@ def compare(recipe: str, num_steps: int, rounds: int) -> str:
     batches = [x for x, _ in data.batches("train")][:50]
     for _ in range(rounds):
         seconds[0].append(transcribed(models[0], batches, num_steps))
-        seconds[1].append(trained(models[1], data, num_steps))
+        seconds[1].append(trained(models[1], data, num_steps, precision))
     ratios = [slow / fast for slow, fast in zip(*seconds, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     slow, fast = (1e3 * statistics.median(values) for values in seconds)
@@ -120,13 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipes", nargs="*", default=RECIPES)
     parser.add_argument("--steps", type=int, default=100, help="per round; of images a tenth")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="32-true", help="of the learner alone")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print("| recipe | transcription, ms | learner, ms | times faster (quartiles) |")
     print("|---|---|---|---|")
     for recipe in options.recipes:
         steps = options.steps if recipe.startswith("toy/") else max(1, options.steps // 10)
-        print(compare(recipe, steps, options.rounds), flush=True)
+        print(compare(recipe, steps, options.rounds, options.precision), flush=True)
 
 
 if __name__ == "__main__":
