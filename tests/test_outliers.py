@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from eblvm.checkpoint import load
 from eblvm.outliers import OutOfDistribution, artificial
 
 
@@ -96,3 +98,34 @@ def test_scores_of_the_run_s_own_data_become_a_table(run, eblvm, tmp_path):
     assert len(rows) == 5
     assert {"index", "bound", "reconstruction"} <= rows[0].keys()
     assert float(rows[0]["reconstruction"]) <= 0
+
+
+def test_a_folder_of_one_s_own_images_is_scored_whole_and_by_name(eblvm, tmp_path):
+    small = ["--trainer.max_steps=1", "--trainer.max_epochs=-1", "--trainer.callbacks=[]"]
+    small += ["--monitor=val/loss", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1"]
+    done = eblvm("fit", "--config", "image/bidvl_digits", *small)
+    assert done.status == 0, done.err
+    (last,) = tmp_path.rglob("last.ckpt")
+    folder = tmp_path / "mine"
+    (folder / "deep").mkdir(parents=True)
+    for name, level in (("b.png", 255), ("a.png", 0), ("deep/c.jpg", 128)):
+        Image.new("RGB", (12, 20), (level,) * 3).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    done = eblvm("score", "--ckpt", last, "--data", folder, "--out", tmp_path / "s.csv")
+    assert done.status == 0, done.err
+    with open(tmp_path / "s.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "deep/c.jpg"]
+    images = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    expected = load(str(last)).scores(images)["energy"].tolist()
+    assert [float(row["energy"]) for row in rows[:2]] == pytest.approx(expected, abs=1e-5)
+    (folder / "d.png").write_text("no image either")
+    done = eblvm("score", "--ckpt", last, "--data", folder, "--out", tmp_path / "s.csv")
+    assert done.status == 2 and "d.png cannot be read as an image" in done.err
+    done = eblvm("score", "--ckpt", last, "--data", empty(tmp_path), "--out", tmp_path / "s.csv")
+    assert done.status == 2 and "there are no images" in done.err
+
+
+def empty(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
