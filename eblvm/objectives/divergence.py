@@ -5,7 +5,8 @@ r"""Which divergence the sampler of an energy minimizes, and what stands for its
 The reverse direction (the sampler a comes first, as in variational inference) seeks modes and needs
 samples of a; the forward one covers mass and needs samples of p, or data in their place. Their sum
 is Jeffrey's divergence. The two directions themselves are those of :mod:`eblvm.objectives.jeffrey`,
-or closed forms where there are any.
+or closed forms where there are any. Objects here say which, and do not compute; what the players of
+a diffusion step minimize is another thing and stands in :mod:`eblvm.divergences`.
 """
 
 import torch
