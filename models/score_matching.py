@@ -23,7 +23,7 @@ class ScoreMatchingEBM(Learner):
         energy: E, twice differentiable in x.
         matching: Which score matching.
         learning_rate: Of the energy.
-        negatives: Chains that draw samples afterward; none can be drawn if None.
+        negatives: Chains that draw samples afterward; an RBM needs none.
         optimizer: From parameter groups to an optimizer.
     """
 
@@ -66,7 +66,7 @@ class ScoreMatchingEBM(Learner):
     def sample(
         self, num: int, generator: torch.Generator | None = None, noise: bool = False
     ) -> Tensor:
-        """Draw data by the chains of `negatives`, with shape `(num, *event)`.
+        """Draw data, with shape `(num, *event)`: exactly of an RBM, else by `negatives`' chains.
 
         Arguments:
             num: How many.
@@ -76,6 +76,8 @@ class ScoreMatchingEBM(Learner):
         Raises:
             TypeError: If there are no chains.
         """
+        if isinstance(self.energy, GaussianBernoulliRBM):
+            return self.energy.sample(num, generator)
         if self.negatives is None:
             raise TypeError("score matching has no sampler of its own; give it `negatives`.")
         return self.negatives(self.energy, num, generator).x

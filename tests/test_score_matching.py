@@ -109,8 +109,9 @@ def test_the_learner_draws_knows_the_likelihood_of_an_rbm_and_says_what_it_canno
     x = torch.randn(4, 2)
     expected = -rbm(x) - rbm.log_normalizer()
     torch.testing.assert_close(learner.log_likelihood(x), expected.detach())
+    assert learner.sample(3).shape == (3, 2)
     with pytest.raises(TypeError, match="give it `negatives`"):
-        learner.sample(3)
+        ScoreMatchingEBM(energy, SlicedMatching()).sample(3)
 
 
 def test_a_scale_that_is_no_scale_is_refused():
