@@ -103,4 +103,5 @@ class ScoreMatchingEBM(Learner):
 
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
         """log p(x) ∝ −E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""
-        return energy_log_prob(self.energy, bounds, resolution, self.device, self.dtype)
+        dtype = next(self.energy.parameters()).dtype
+        return energy_log_prob(self.energy, bounds, resolution, self.device, dtype)

@@ -146,7 +146,8 @@ class TwoPlayer(Learner):
         """Whether the trainer writes down what this training step logs; figures cost time."""
         if self._trainer is None or not self.training:
             return False
-        every = self.trainer.log_every_n_steps
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
         return bool(every) and (self.global_step + 1) % every == 0
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
