@@ -343,6 +343,8 @@ def score(ckpt: str, out: str, data: str | None, num: int, seed: int, device: st
         first: dict[str, list] = {}
         if data is not None and Path(data).is_dir():
             module = make_data(ckpt)
+            if not hasattr(module, "image_size"):
+                raise UserError(f"{ckpt} was not trained on images, and {data} is a folder.")
             x, first["file"] = read_folder(data, num, module.image_size, module.channels)
             x = x.to(model.device)
         else:
