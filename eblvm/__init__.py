@@ -17,6 +17,7 @@ __all__ = [
     "likelihoods",
     "latent",
     "negatives",
+    "matching",
     "divergences",
     "conditions",
     "regularizers",

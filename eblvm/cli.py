@@ -247,7 +247,7 @@ def score(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
     parser.add_argument(
-        "--data", default=None, help="a data set such as MNIST, or a folder (the run's test split)"
+        "--data", default=None, help="a data set, or a folder of images (the run's test split)"
     )
     parser.add_argument("--num", type=int, default=1000, help="the first so many (1000)")
     parser.add_argument("--out", default="scores.csv", help="comma-separated values")

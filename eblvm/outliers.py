@@ -31,16 +31,18 @@ class Scoring(Protocol):
         """Name to scores `(B,)`; high means in-distribution."""
 
 
-def artificial(x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def artificial(x: Tensor, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
     """Noise, constants and interpolations, each as many as there are data, in the shape of `x`.
 
     Arguments:
-        x: Data in [−1, 1], with shape `(B, *event)`.
+        x: Data in [−scale, scale], with shape `(B, *event)`.
         seed: Of the noise.
+        scale: Noise and levels are uniform on [−scale, scale].
     """
     generator = seeded_generator(seed, 1)
-    noise = torch.rand(x.shape, generator=generator).to(x) * 2 - 1
+    noise = scale * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
     level = torch.rand(len(x), *[1] * (x.dim() - 1), generator=generator).to(x) * 2 - 1
+    level = scale * level
     order = torch.randperm(len(x), generator=generator).to(x.device)
     return {
         "uniform": noise,
@@ -64,6 +66,7 @@ class OutOfDistribution(Evaluation):
         num_bootstrap: Resamples for the intervals.
         built_in: Whether noise, constants and interpolations are among the sets.
         every_n_epochs: Epochs between looks.
+        scale: Noise and gray levels are uniform on [−scale, scale]; 1 for images.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class OutOfDistribution(Evaluation):
         num_bootstrap: int = 200,
         built_in: bool = True,
         every_n_epochs: int = 1,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(every_n_epochs)
         if not others and not built_in:
@@ -81,7 +85,13 @@ class OutOfDistribution(Evaluation):
         self.num = num
         self.num_bootstrap = num_bootstrap
         self.built_in = built_in
+        self.scale = scale
         self._data: list[Tensor] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open the other sets: one that is missing is complained of before any training."""
+        for module in self.others.values():
+            module.setup("test")
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         if sum(map(len, self._data)) < self.num:
@@ -90,9 +100,8 @@ class OutOfDistribution(Evaluation):
     def sets(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The other sets by name."""
         if self.built_in:
-            yield from artificial(x).items()
+            yield from artificial(x, scale=self.scale).items()
         for name, module in self.others.items():
-            module.prepare_data()
             module.setup("test")
             found: list[Tensor] = []
             for batch in module.batches("test"):

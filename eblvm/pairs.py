@@ -113,35 +113,30 @@ class EnumeratedPair(VariationalPair):
         self, energy: GaussianBernoulliRBM, x: Tensor
     ) -> tuple[Tensor, Tensor]:
         """KL(q(h|v) ‖ p_E(h|v)) and its reverse, each with shape `(B,)`."""
-        a = self.encoder_bias + x @ self.encoder_weight
-        b = energy.hidden_bias + x @ energy.weight
+        a = torch.addmm(self.encoder_bias, x, self.encoder_weight)
+        b = torch.addmm(energy.hidden_bias, x, energy.weight)
         gap, bend = a - b, softplus(b) - softplus(a)
         return (a.sigmoid() * gap + bend).sum(1), -(b.sigmoid() * gap + bend).sum(1)
 
     def joint_divergence(self, energy: GaussianBernoulliRBM) -> tuple[Tensor, Tensor]:
         """KL(p ‖ p_E) and its reverse, scalars."""
-        log_p, log_e = self.logits.log_softmax(0), self._hidden_logits(energy).log_softmax(0)
+        log_p = self.logits.log_softmax(0)
+        log_e = energy.hidden_logits(self.states).log_softmax(0)
+        p, e, gap = log_p.exp(), log_e.exp(), log_p - log_e
+        scale = (2 * energy.log_scale).exp()
         ratio = self.log_variance - 2 * energy.log_scale
-        squares = (self._means() - self._energy_means(energy)).square()  # (2^H, N)
-        here = ratio.exp().sum() - ratio.sum() + squares @ (-2 * energy.log_scale).exp()
-        there = (-ratio).exp().sum() + ratio.sum() + squares @ (-self.log_variance).exp()
-        dim = len(ratio)
-        return (
-            (log_p.exp() * (log_p - log_e + 0.5 * (here - dim))).sum(),
-            (log_e.exp() * (log_e - log_p + 0.5 * (there - dim))).sum(),
+        distance = torch.addmm(  # of the means, (2^H, N)
+            self.offset - energy.visible_bias,
+            self.states,
+            (self.gain - scale[:, None] * energy.weight).T,
         )
+        squares, grown = distance.square(), ratio.exp()
+        here = (grown - ratio - 1 + (p @ squares) / scale).sum()
+        there = (1 / grown + ratio - 1 + (e @ squares) * (-self.log_variance).exp()).sum()
+        return p @ gap + 0.5 * here, 0.5 * there - e @ gap
 
     def _means(self) -> Tensor:
-        return self.offset + self.states @ self.gain.T
-
-    def _energy_means(self, energy: GaussianBernoulliRBM) -> Tensor:
-        field = self.states @ energy.weight.T
-        return energy.visible_bias + (2 * energy.log_scale).exp() * field
-
-    def _hidden_logits(self, energy: GaussianBernoulliRBM) -> Tensor:
-        field = self.states @ energy.weight.T
-        quadratic = field.square() @ (2 * energy.log_scale).exp()
-        return self.states @ energy.hidden_bias + field @ energy.visible_bias + 0.5 * quadratic
+        return torch.addmm(self.offset, self.states, self.gain.T)
 
     def upper(
         self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
@@ -224,7 +219,7 @@ class GaussianPair(VariationalPair):
         if posterior.forward:
             raise ValueError(
                 "KL(p_E(z|x) ‖ q) needs samples of the model's posterior, which GaussianPair does "
-                "not have. Use ReverseKL for the posterior."
+                "not have. Use ReverseDivergence for the posterior."
             )
         free, inference = self._free(energy, x, generator)
         terms = {"posterior": posterior.reverse * free}

@@ -90,16 +90,19 @@ class GaussianBernoulliRBM(JointEnergy, Energy):
         bits = torch.arange(num_hidden - 1, -1, -1, device=self.hidden_bias.device)
         return ((numbers[:, None] >> bits) & 1).to(self.hidden_bias.dtype)
 
-    def hidden_logits(self) -> Tensor:
+    def hidden_logits(self, states: Tensor | None = None) -> Tensor:
         r"""log p(h) + log Z − (N/2) log 2π − Σ log σ for every hidden state, `(2^H,)`.
 
         Completing the square in v gives :math:`c^\top h + b^\top W h + \tfrac12 \sum_i \sigma_i^2
         (W h)_i^2`: the model is a mixture of 2^H Gaussians.
+
+        Arguments:
+            states: `hidden_states`, where they are at hand.
         """
-        h = self.hidden_states()
+        h = self.hidden_states() if states is None else states
         field = h @ self.weight.T  # (2^H, N)
-        quadratic = 0.5 * ((2 * self.log_scale).exp() * field.square()).sum(1)
-        return h @ self.hidden_bias + field @ self.visible_bias + quadratic
+        quadratic = 0.5 * field * (2 * self.log_scale).exp() + self.visible_bias
+        return h @ self.hidden_bias + (field * quadratic).sum(1)
 
     def log_normalizer(self) -> Tensor:
         """log Z by enumeration of the hidden layer, a scalar with gradients.
@@ -109,6 +112,10 @@ class GaussianBernoulliRBM(JointEnergy, Energy):
         """
         gaussian = 0.5 * len(self.visible_bias) * math.log(2 * math.pi) + self.log_scale.sum()
         return gaussian + torch.logsumexp(self.hidden_logits(), 0)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(v), exact, with shape `(B,)`, in nats, for `x` `(B, N)`."""
+        return -self(x) - self.log_normalizer()
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact samples of v, with shape `(num, N)`: h by enumeration, then v given h."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eblvm.checkpoint import load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError
+from eblvm.data.images import read_folder
 from eblvm.decoding import Decoding
 from eblvm.latent import LatentVariableModel
 from eblvm.latent import interpolate as paths
@@ -40,7 +41,15 @@ def opened(
 
 
 def run_data(ckpt: str, **changes: Any) -> Any:
-    """The data module of the run, ready to test on.
+    """The data module of the run, ready to test on; arguments and errors as of `make_data`."""
+    data = make_data(ckpt, **changes)
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def make_data(ckpt: str, **changes: Any) -> Any:
+    """The data module of the run, of which nothing is read yet.
 
     Arguments:
         ckpt: The checkpoint, beside whose folder the run's `config.yaml` lies.
@@ -57,10 +66,7 @@ def run_data(ckpt: str, **changes: Any) -> Any:
     section["init_args"] = {name: value for name, value in arguments.items() if value is not None}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-    data: Any = parser.instantiate_classes(parser.parse_object({"data": section})).data
-    data.prepare_data()
-    data.setup("test")
-    return data
+    return parser.instantiate_classes(parser.parse_object({"data": section})).data
 
 
 def first_rows(data: Any, num: int, device: Any) -> tuple[Tensor, Tensor]:
@@ -328,21 +334,30 @@ def hidden(part: str, height: int, width: int) -> Tensor:
 
 
 def score(ckpt: str, out: str, data: str | None, num: int, seed: int, device: str | None) -> str:
-    """Every score of test data, a line each, into a table of comma-separated values."""
+    """Every score of test data, a line each, into a table of comma-separated values.
+
+    Of a folder all images are scored, in the order of their names, and lines say which is which.
+    """
     with mendable():
         model, generator = opened(ckpt, seed, device, "scores")
-        changes: dict[str, Any] = {}
+        first: dict[str, list] = {}
         if data is not None and Path(data).is_dir():
-            changes = {"dataset": "ImageFolder", "root": data}
-        elif data is not None:
-            changes = {"dataset": data}
-        if changes:  # what is said of the run's own data does not hold for others
-            changes |= dict.fromkeys(("val_size", "limit", "classes", "center_crop", "variant"))
-        x, label = first_rows(run_data(ckpt, **changes), num, model.device)
+            module = make_data(ckpt)
+            if not hasattr(module, "image_size"):
+                raise UserError(f"{ckpt} was not trained on images, and {data} is a folder.")
+            x, first["file"] = read_folder(data, num, module.image_size, module.channels)
+            x = x.to(model.device)
+        else:
+            changes: dict[str, Any] = {}
+            if data is not None:  # what is said of the run's own data does not hold for others
+                changes = dict.fromkeys(("val_size", "limit", "classes", "center_crop", "variant"))
+                changes["dataset"] = data
+            x, label = first_rows(run_data(ckpt, **changes), num, model.device)
+            if label.dim() == 1:
+                first["label"] = label.tolist()
         parts = [model.scores(part, generator) for part in x.split(100)]
-    table = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
-    if label.dim() == 1:
-        table = {"label": label.tolist(), **table}
+    scores = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
+    table = first | scores
     try:
         with open(out, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)

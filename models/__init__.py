@@ -8,6 +8,7 @@ from .denoising_ebm import DenoisingEBM
 from .guard import DivergenceGuard
 from .joint_bidvl import JointBiDVL
 from .latent_ebm import LatentEBM
+from .score_matching import ScoreMatchingEBM
 
 __all__ = [
     "LatentEBM",
@@ -17,5 +18,6 @@ __all__ = [
     "BiDVL",
     "JointBiDVL",
     "BoltzmannMachine",
+    "ScoreMatchingEBM",
     "ImageClassifier",
 ]

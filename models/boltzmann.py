@@ -88,4 +88,4 @@ class BoltzmannMachine(Learner):
         self, x: Tensor, num_samples: int = 0, generator: torch.Generator | None = None
     ) -> Tensor:
         """log p(v), exact, with shape `(B,)`, in nats."""
-        return -self.energy(x) - self.energy.log_normalizer()
+        return self.energy.log_prob(x)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eblvm.energies import JointEnergy
-from eblvm.objectives import Divergence, SymmetricKL
+from eblvm.objectives import Divergence, SymmetricDivergence
 from eblvm.pairs import EnumeratedPair, VariationalPair
 from eblvm.rbm import GaussianBernoulliRBM
 
@@ -76,8 +76,8 @@ class JointBiDVL(TwoPlayer):
         self.save_recipe()
         self.energy = energy
         self.pair = pair
-        self.posterior = SymmetricKL() if posterior is None else posterior
-        self.joint = SymmetricKL() if joint is None else joint
+        self.posterior = SymmetricDivergence() if posterior is None else posterior
+        self.joint = SymmetricDivergence() if joint is None else joint
         self.unroll_steps = unroll_steps
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
@@ -160,7 +160,7 @@ class JointBiDVL(TwoPlayer):
                 f"the latents of {type(self.energy).__name__} cannot be enumerated; its likelihood "
                 "is not known."
             )
-        return -self.energy(x) - self.energy.log_normalizer()
+        return self.energy.log_prob(x)
 
 
 def gradient_fit(

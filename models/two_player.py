@@ -141,8 +141,17 @@ class TwoPlayer(Learner):
             for p in parameters:
                 p.requires_grad_(True)
 
+    @property
+    def noting(self) -> bool:
+        """Whether the trainer writes down what this training step logs; figures cost time."""
+        if self._trainer is None or not self.training:
+            return False
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        return bool(every) and (self.global_step + 1) % every == 0
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        generator = self.generator(batch_idx)
+        noting, generator = self.noting, self.generator(batch_idx)
         critic, player = self._players()
         critic_steps, player_steps = self.turns()
         sides = [
@@ -159,7 +168,8 @@ class TwoPlayer(Learner):
                     ends = side is sides[-1] and step == steps - 1
                     self._move(optimizer, terms, counts=ends)
                 logged.update(terms)
-        self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
+        if noting:
+            self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         optimizers: Any = self.optimizers()

@@ -6,17 +6,23 @@ import torch
 from bidvl_parts import SIGNS, exact_noise, game
 from scipy.optimize import root
 
+from eblvm.latent import LatentVariableModel
+from eblvm.likelihoods import GaussianLikelihood
+from eblvm.models import BiDVL
+from eblvm.models.networks import StridedDecoder, StridedEncoder, StridedEnergy
 from eblvm.objectives import (
-    ForwardKL,
+    ForwardDivergence,
     GaussianCycle,
-    ReverseKL,
+    ReverseDivergence,
     SquaredCycle,
-    SymmetricKL,
+    SymmetricDivergence,
     contrastive_divergence,
     gaussian_nll,
     hinge,
 )
 from eblvm.objectives.divergence import density_ratio
+from eblvm.posteriors import AmortizedPosterior
+from eblvm.priors import GaussianPrior
 
 NAMES = ("energy", "likelihood", "posterior")
 
@@ -74,7 +80,7 @@ class TestFixedPoints:
     ):
         exact_noise(monkeypatch)
         s = variance**0.5
-        learner = game(g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight))
+        learner = game(g=0.9 * s, lower=SymmetricDivergence(factor), cycle=SquaredCycle(weight))
         k, g, m, log_t = fixed_point(learner, s * SIGNS)
         assert abs(g) == pytest.approx(s, abs=1e-7)
         assert k == pytest.approx((4 * weight - 2 * factor) / (1 + 2 * variance) ** 2, abs=1e-7)
@@ -88,7 +94,10 @@ class TestFixedPoints:
         exact_noise(monkeypatch)
         s = variance**0.5
         learner = game(
-            g=0.9 * s, lower=SymmetricKL(factor), cycle=SquaredCycle(weight), decoder_noise=True
+            g=0.9 * s,
+            lower=SymmetricDivergence(factor),
+            cycle=SquaredCycle(weight),
+            decoder_noise=True,
         )
         k, g, *_ = fixed_point(learner, s * SIGNS)
         assert g**2 == pytest.approx(variance - 0.5, abs=1e-7)
@@ -101,7 +110,10 @@ class TestFixedPoints:
         exact_noise(monkeypatch)
         s = variance**0.5
         learner = game(
-            g=0.9 * s, lower=SymmetricKL(factor), cycle=GaussianCycle(None), decoder_noise=True
+            g=0.9 * s,
+            lower=SymmetricDivergence(factor),
+            cycle=GaussianCycle(None),
+            decoder_noise=True,
         )
         k, *_ = fixed_point(learner, s * SIGNS)
         assert k == pytest.approx(1 / variance, abs=1e-7)
@@ -116,8 +128,8 @@ def encoder_gradient(learner, x):
 def test_the_frozen_encoder_learns_from_the_evidence_bound_alone(monkeypatch):
     exact_noise(monkeypatch)
     x = 1.3 * SIGNS
-    both = gradients(game(lower=SymmetricKL(0.2), cycle=SquaredCycle(3.0)), x)
-    alone = gradients(game(lower=ForwardKL(0.2)), x)
+    both = gradients(game(lower=SymmetricDivergence(0.2), cycle=SquaredCycle(3.0)), x)
+    alone = gradients(game(lower=ForwardDivergence(0.2)), x)
     torch.testing.assert_close(both[2:], alone[2:], rtol=0, atol=1e-15)
     assert abs(both[1] - alone[1]) > 0.1  # the generator does hear of the cycle
 
@@ -125,7 +137,7 @@ def test_the_frozen_encoder_learns_from_the_evidence_bound_alone(monkeypatch):
 def test_without_bound_and_cycle_it_is_the_game_of_a_critic(monkeypatch):
     exact_noise(monkeypatch)
     x, k, g = 1.3 * SIGNS, 0.3, 0.8
-    found = gradients(game(k, g, lower=ReverseKL(), cycle=SquaredCycle(0.0)), x)
+    found = gradients(game(k, g, lower=ReverseDivergence(), cycle=SquaredCycle(0.0)), x)
     # E v²/2 − E (g h)²/2 upstairs, d/dg k g²/2 downstairs
     expected = torch.tensor([0.5 * 1.3**2 - 0.5 * g**2, k * g, 0, 0]).double()
     torch.testing.assert_close(found, expected)
@@ -133,7 +145,7 @@ def test_without_bound_and_cycle_it_is_the_game_of_a_critic(monkeypatch):
 
 def test_with_the_reverse_divergence_alone_the_cycle_teaches_the_encoder(monkeypatch):
     exact_noise(monkeypatch)
-    found = encoder_gradient(game(lower=ReverseKL(), cycle=SquaredCycle(1.0)), SIGNS)
+    found = encoder_gradient(game(lower=ReverseDivergence(), cycle=SquaredCycle(1.0)), SIGNS)
     # d/dm (h − m g h)² = −2 g (1 − m g)
     assert float(found[0]) == pytest.approx(-2 * 0.8 * (1 - 0.5 * 0.8), abs=1e-12)
 
@@ -160,10 +172,10 @@ def test_upper_and_lower_level_pull_the_encoder_exactly_apart():
 def test_not_cancelled_the_encoder_hears_of_samples(monkeypatch):
     exact_noise(monkeypatch)
     x = 1.3 * SIGNS
-    learner = game(lower=SymmetricKL(0.2), cancel=False)
+    learner = game(lower=SymmetricDivergence(0.2), cancel=False)
     terms = learner.player_terms((x, None), torch.Generator().manual_seed(0), 0)
     assert {"upper", "cycle"} <= terms.keys()
-    frozen = encoder_gradient(game(lower=SymmetricKL(0.2)), x)
+    frozen = encoder_gradient(game(lower=SymmetricDivergence(0.2)), x)
     assert not torch.allclose(encoder_gradient(learner, x), frozen)
     # KL(q(h|v̂) ‖ N(0, 1))/1 with v̂ detached: the generator does not hear of it
     (gain,) = (
@@ -184,8 +196,8 @@ def test_weights_of_data_are_clamped_ratios(monkeypatch):
     close = density_ratio(torch.tensor([0.0, 0.1]), 0.8, 1.2)
     torch.testing.assert_close(close, torch.tensor([0.05, -0.05]).exp())
     x = torch.tensor([[0.5], [-0.5], [1.0], [-1.0]]).double()
-    plain = game(lower=ForwardKL(0.2)).player_terms((x, None), torch.Generator(), 0)
-    learner = game(lower=ForwardKL(0.2), ratio_bounds=(0.8, 1.2))
+    plain = game(lower=ForwardDivergence(0.2)).player_terms((x, None), torch.Generator(), 0)
+    learner = game(lower=ForwardDivergence(0.2), ratio_bounds=(0.8, 1.2))
     found = learner.player_terms((x, None), torch.Generator(), 0)
     weight = density_ratio(learner.energy(x), 0.8, 1.2)
     torch.testing.assert_close(found["prior"], weight * plain["prior"])
@@ -207,6 +219,26 @@ def test_penalties_are_what_they_say(monkeypatch):
     assert float(slope) == pytest.approx(float(0.2 * k * x.square().sum()))
 
 
+def test_channels_last_agrees_to_rounding():
+    def build(channels_last):
+        torch.manual_seed(0)
+        latent = LatentVariableModel(
+            GaussianPrior(4),
+            AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
+            GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
+        )
+        rates = {"energy": 1e-3, "posterior": 1e-3, "likelihood": 1e-3}
+        return BiDVL(StridedEnergy(3, 8, 8), latent, rates, channels_last=channels_last)
+
+    first, last = build(False), build(True)
+    filters = last.energy.net[0].parametrizations.weight.original
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+    batch = (torch.rand(6, 3, 8, 8), None)
+    expected = first.terms(batch, torch.Generator().manual_seed(0))
+    for name, term in last.terms(batch, torch.Generator().manual_seed(0)).items():
+        torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
     inside = torch.tensor([-0.9, 0.5, 3.0], requires_grad=True)
     outside = torch.tensor([0.9, -0.5, -3.0], requires_grad=True)
@@ -221,11 +253,11 @@ def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
 
 def test_a_warm_up_without_bound_and_negative_settings_are_refused():
     with pytest.raises(ValueError, match="this divergence has none"):
-        game(lower=ReverseKL(), warm_up=10)
+        game(lower=ReverseDivergence(), warm_up=10)
     with pytest.raises(ValueError, match=r"gradient_penalty is -1\.0; expected 0 or more"):
         game(gradient_penalty=-1.0)
     with pytest.raises(ValueError, match="one of them positive"):
-        ForwardKL(0.0)
+        ForwardDivergence(0.0)
 
 
 def test_scores_are_high_for_data(monkeypatch):

@@ -2,11 +2,15 @@
 
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from eblvm.benchmarks import upper
 from eblvm.energies import JointEnergy
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
@@ -14,7 +18,7 @@ from eblvm.metrics import log_normalizer
 from eblvm.models.boltzmann import BoltzmannMachine
 from eblvm.models.joint_bidvl import JointBiDVL, gradient_fit
 from eblvm.models.unroll import unroll
-from eblvm.objectives import ForwardKL, ReverseKL, SymmetricKL
+from eblvm.objectives import ForwardDivergence, ReverseDivergence, SymmetricDivergence
 from eblvm.pairs import EnumeratedPair, GaussianPair
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
@@ -88,6 +92,8 @@ class TestGoldenNumbers:
                 0.1223381329, 0.2483996130, 0.1110786815, 0.1301892020,
             )  # fmt: skip
             torch.testing.assert_close(rbm.hidden_logits().softmax(0), marginal, rtol=0, atol=1e-10)
+            expected = tensor(-1.2030166194, -4.2770887544)
+            torch.testing.assert_close(rbm.log_prob(DATA), expected, rtol=0, atol=1e-10)
         expected = tensor([-0.4917253527, 0.4114393851], [4.5156595613, -0.8252453701])
         torch.testing.assert_close(score(rbm, DATA), expected, rtol=0, atol=1e-9)
 
@@ -149,7 +155,8 @@ def test_closed_divergences_agree_with_quadrature_and_sums():
         return weights, normals
 
     mine = components(pair.logits, pair._means(), pair.log_variance.exp())
-    other = components(rbm.hidden_logits(), pair._energy_means(rbm), (2 * rbm.log_scale).exp())
+    means = rbm.visible_mean(rbm.hidden_states())
+    other = components(rbm.hidden_logits(), means, (2 * rbm.log_scale).exp())
     for (w, n), (u, m), found in zip(
         (mine, other), (other, mine), pair.joint_divergence(rbm), strict=True
     ):
@@ -186,27 +193,59 @@ def test_the_bias_of_the_gradient_is_bounded_by_the_divergences():
 
 def fit_after(num_steps, divergence, unrolled):
     """cos and relative error of J's gradient, `num_steps` descents from a shifted optimum."""
-    rbm, pair = machine(), golden_pair()
+    pair = golden_pair()
     pair.match(machine(0.3))
-    optimizer = torch.optim.SGD(pair.parameters(), lr=0.1)
-    learner = JointBiDVL(
-        rbm, pair, {"energy": 1.0, "pair": 1.0}, divergence, divergence, unroll_steps=num_steps
+    return upper.fit_after(machine(), pair, divergence, num_steps, unrolled)[1:]
+
+
+class Saved:
+    """What autograd keeps for a backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def saved_by_steps(unroll_steps):
+    """How many tensors autograd holds before and after each step of a training step."""
+    alive, counts = weakref.WeakSet(), []
+
+    def pack(tensor):
+        saved = Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    class Watched(JointBiDVL):
+        def _move(self, *arguments, **options):
+            before = len(alive)
+            super()._move(*arguments, **options)
+            counts.append((before, len(alive)))
+
+    learner = Watched(
+        machine(),
+        golden_pair(),
+        {"energy": 1e-3, "pair": 3e-3},
+        unroll_steps=unroll_steps,
+        player_steps=3,
     )
-    if unrolled:
-        objective = learner.unrolled(DATA, optimizer).mean()
-    else:
-        for _ in range(num_steps):
-            terms = pair.lower(rbm, DATA, divergence, divergence)
-            optimizer.zero_grad()
-            sum(t.mean() for t in terms.values()).backward()
-            optimizer.step()
-        rbm.zero_grad()
-        objective = pair.upper(rbm, DATA).mean()
-    return [float(value) for value in gradient_fit(rbm, objective, DATA)]
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        trainer.fit(learner, DataLoader(TensorDataset(DATA, DATA), batch_size=2))
+    return counts
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
 class TestUnrolling:
-    @pytest.mark.parametrize("divergence", [ReverseKL(), SymmetricKL()], ids=["reverse", "both"])
+    @pytest.mark.parametrize(
+        "divergence", [ReverseDivergence(), SymmetricDivergence()], ids=["reverse", "both"]
+    )
     def test_the_gradient_gets_right_and_sooner_when_unrolled(self, divergence):
         steps = (2, 5, 10, 50)
         first = [fit_after(n, divergence, False) for n in steps]
@@ -218,6 +257,15 @@ class TestUnrolling:
             assert table[-1][0] > 0.999
         for (_, plain), (_, better) in list(zip(first, unrolled, strict=True))[1:]:
             assert better <= plain
+
+    def test_the_table_of_gradients_has_all_rows(self, capsys):
+        upper.main("--steps 0 3 --machines 2".split())
+        rows = [r for r in capsys.readouterr().out.splitlines() if r.startswith(("| rev", "| sym"))]
+        assert [row.split(" | ")[1] for row in rows] == ["0", "3"] * 2
+        for row in rows:
+            *_, first, unrolled = row.removesuffix(" |").split(" | ")
+            assert (first == unrolled) == (" | 0 | " in row)
+        assert rows[0].split(" | ")[2:] == rows[2].split(" | ")[2:]  # no steps: no divergence
 
     def test_no_steps_are_first_order_bit_for_bit(self):
         rbm, pair = machine(), golden_pair()
@@ -257,6 +305,15 @@ class TestUnrolling:
             loss({"w": weight}).backward()
             optimizer.step()
         torch.testing.assert_close(ahead, weight, rtol=0, atol=1e-12)
+
+    def test_first_order_retains_no_graph_of_the_lower_level(self):
+        """What autograd saved is gone after every step; only unrolling keeps the lower level's."""
+        peaks = {steps: saved_by_steps(steps) for steps in (0, 2)}
+        for counts in peaks.values():
+            assert [after for _, after in counts] == [0] * 4  # three of the pair, one of the energy
+        (*lower, (first, _)), (*_, (unrolled, _)) = peaks[0], peaks[2]
+        assert all(before > 0 for before, _ in lower)
+        assert unrolled > first + 2 * lower[0][0]  # of both steps, and of gradients
 
     def test_other_optimizers_are_refused(self):
         weight = nn.Parameter(tensor(1.0))
@@ -311,7 +368,7 @@ class TestGaussianPair:
         for step in range(400):
             if step == 300:
                 optimizer.param_groups[0]["lr"] = 0.002
-            terms = pair.lower(energy, x, ReverseKL(), ReverseKL(), g)
+            terms = pair.lower(energy, x, ReverseDivergence(), ReverseDivergence(), g)
             optimizer.zero_grad()
             sum(t.mean() for t in terms.values()).backward()
             optimizer.step()
@@ -336,8 +393,8 @@ class TestGaussianPair:
         assert abs(float(slope)) < 0.02  # two means of 200,000 terms with deviation below 3
 
     def test_forward_posterior_is_refused(self):
-        with pytest.raises(ValueError, match="Use ReverseKL for the posterior"):
-            self.pair().lower(Quadratic(), DATA[:, :1], ForwardKL(), ReverseKL())
+        with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
+            self.pair().lower(Quadratic(), DATA[:, :1], ForwardDivergence(), ReverseDivergence())
 
 
 class TestBoltzmannMachine:

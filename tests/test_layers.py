@@ -47,6 +47,7 @@ BELOW = {
     "eblvm.divergences": {
         *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
     },
+    "eblvm.matching": {"eblvm.samplers"},
     "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),

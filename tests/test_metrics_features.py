@@ -47,6 +47,18 @@ def test_packaged_features_have_the_stated_shapes(name):
     torch.testing.assert_close(features(images.flip(0)), features(images).flip(0))
 
 
+def test_images_of_a_stated_size_are_resized_and_the_protocol_says_so():
+    features = ClassifierFeatures("fashion_mnist", image_size=32)
+    smooth = torch.linspace(-1, 1, 32).expand(2, 1, 32, 32).clone()
+    small = torch.linspace(-1, 1, 28).expand(2, 1, 28, 28).clone()  # but for borders
+    plain = ClassifierFeatures("fashion_mnist")
+    assert float((features(smooth) - plain(small)).abs().max()) < 0.05 * float(plain(small).max())
+    assert features.protocol["resizing"] == "antialiased bilinear, 32 to 28"
+    assert plain.protocol["resizing"] == "none"
+    with pytest.raises(ValueError, match=r"expect \(B, 1, 32, 32\)"):
+        features(small)
+
+
 def test_packaged_digits_classifier_knows_the_test_images_it_has_not_seen():
     data = ImageDataModule("Digits", 8, 1, 300)
     data.setup("test")

@@ -16,9 +16,18 @@ from eblvm.models.networks import (
     StridedEncoder,
     StridedEnergy,
 )
+from eblvm.models.networks.critic import WholeConv2d
 from eblvm.models.networks.sngan import DownBlock
 
 WIDE = [64, 128, 256, 512, 1024]
+
+
+def test_a_filter_as_large_as_its_maps_is_a_convolution():
+    torch.manual_seed(0)
+    whole = WholeConv2d(3, 5, 4).double()
+    for size in (4, 6):
+        x = torch.randn(2, 3, size, size).double()
+        torch.testing.assert_close(whole(x), nn.functional.conv2d(x, whole.weight, whole.bias))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from eblvm.checkpoint import load
 from eblvm.outliers import OutOfDistribution, artificial
 
 
@@ -23,11 +25,33 @@ def test_artificial_sets_are_what_they_say():
     # means of two independent numbers have half the variance
     assert float(sets["interpolation"].var()) == pytest.approx(float(x.var()) / 2, rel=0.05)
     assert torch.equal(artificial(x)["uniform"], sets["uniform"])
+    wide = artificial(x, scale=4.0)
+    assert torch.equal(wide["uniform"], 4 * sets["uniform"])
+    assert torch.equal(wide["constant"], 4 * sets["constant"])
+    assert torch.equal(wide["interpolation"], sets["interpolation"])
 
 
 def test_no_others_at_all_are_refused():
     with pytest.raises(ValueError, match="there are no others"):
         OutOfDistribution(built_in=False)
+
+
+def test_a_set_that_is_missing_is_complained_of_before_any_training(eblvm, tmp_path, tiny):
+    recipe = yaml.safe_load(tiny.read_text())
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o555)  # nothing is downloaded into a folder that is read-only
+    settings = {"dataset": "MNIST", "image_size": 8, "channels": 1, "batch_size": 4}
+    settings["root"] = str(empty)
+    other = {"class_path": "eblvm.data.ImageDataModule", "init_args": settings}
+    recipe["trainer"]["callbacks"] = [
+        {"class_path": "eblvm.outliers.OutOfDistribution", "init_args": {"others": {"m": other}}}
+    ]
+    path = tmp_path / "missing.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1")
+    assert done.status == 2
+    assert "MNIST" in done.err and "not found" in done.err
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.fixture
@@ -74,3 +98,34 @@ def test_scores_of_the_run_s_own_data_become_a_table(run, eblvm, tmp_path):
     assert len(rows) == 5
     assert {"index", "bound", "reconstruction"} <= rows[0].keys()
     assert float(rows[0]["reconstruction"]) <= 0
+
+
+def test_a_folder_of_one_s_own_images_is_scored_whole_and_by_name(eblvm, tmp_path):
+    small = ["--trainer.max_steps=1", "--trainer.max_epochs=-1", "--trainer.callbacks=[]"]
+    small += ["--monitor=val/loss", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1"]
+    done = eblvm("fit", "--config", "image/bidvl_digits", *small)
+    assert done.status == 0, done.err
+    (last,) = tmp_path.rglob("last.ckpt")
+    folder = tmp_path / "mine"
+    (folder / "deep").mkdir(parents=True)
+    for name, level in (("b.png", 255), ("a.png", 0), ("deep/c.jpg", 128)):
+        Image.new("RGB", (12, 20), (level,) * 3).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    done = eblvm("score", "--ckpt", last, "--data", folder, "--out", tmp_path / "s.csv")
+    assert done.status == 0, done.err
+    with open(tmp_path / "s.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "deep/c.jpg"]
+    images = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    expected = load(str(last)).scores(images)["energy"].tolist()
+    assert [float(row["energy"]) for row in rows[:2]] == pytest.approx(expected, abs=1e-5)
+    (folder / "d.png").write_text("no image either")
+    done = eblvm("score", "--ckpt", last, "--data", folder, "--out", tmp_path / "s.csv")
+    assert done.status == 2 and "d.png cannot be read as an image" in done.err
+    done = eblvm("score", "--ckpt", last, "--data", empty(tmp_path), "--out", tmp_path / "s.csv")
+    assert done.status == 2 and "there are no images" in done.err
+
+
+def empty(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"

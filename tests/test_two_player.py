@@ -90,6 +90,20 @@ class TestLoop:
         assert rates == pytest.approx([0.1 * 0.5**2, 0.2 * 0.1**2])
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_figures_are_logged_where_the_trainer_writes_them(tmp_path):
+    game, seen = Game(), []
+    log_dict = game.log_dict
+    game.log_dict = lambda figures, **options: (
+        seen.append((game.global_step, figures)),
+        log_dict(figures, **options),
+    )
+    trainer = play(game, tmp_path, batches=7, log_every_n_steps=3)
+    assert [step for step, _ in seen] == [3, 6]  # after the steps that Lightning counts as such
+    assert set(trainer.logged_metrics) == {"train/product", "train/gain", "train/cost"}
+    assert not game.noting
+
+
 def test_no_player_without_steps_and_no_part_without_a_rate():
     with pytest.raises(ValueError, match="critic_steps is 0; expected 1 or more"):
         Game(critic_steps=0)

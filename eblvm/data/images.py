@@ -244,6 +244,42 @@ class ImageDataModule(DataModule):
         return self._opened[name]
 
 
+def read_folder(
+    folder: str | Path, num: int, image_size: int, channels: int
+) -> tuple[Tensor, list[str]]:
+    """The first `num` images of a folder and its subfolders, by name; class folders do not count.
+
+    Arguments:
+        folder: Where they lie.
+        num: At most so many.
+        image_size: H and W; as by `ImageDataModule`, the shorter side is resized, the middle kept.
+        channels: 1 or 3.
+
+    Returns:
+        Images in [−1, 1], with shape `(N, C, H, W)`, and their paths within the folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a file is no image.
+    """
+    from PIL import Image
+
+    root, shape = Path(folder), Shape(image_size, channels)
+    known = Image.registered_extensions()
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in known and p.is_file())[:num]
+    if not paths:
+        raise FileNotFoundError(f"there are no images in {root} or below it.")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(shape(image))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read as an image ({error}).") from error
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return torch.stack(images).float() / 127.5 - 1, names
+
+
 class Shape:
     """The stated shape, and how an image comes to have it.
 

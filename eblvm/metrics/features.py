@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .classifier import ConvClassifier
 from .precision import device_only
@@ -168,13 +169,20 @@ class ClassifierFeatures(FeatureExtractor):
         weights: A packaged name, a weights file written by `export_classifier`, or a checkpoint of
             `eblvm.models.ImageClassifier`. Files are opened with `weights_only=True`.
         name: What a table calls it; by default the packaged name or the file's stem.
+        image_size: Side of the images that are measured, resized to the network's size by
+            bilinear interpolation with antialiasing; the network's own if None.
 
     Raises:
         FileNotFoundError: If `weights` is neither a packaged name nor a file.
         ValueError: If the file holds something else.
     """
 
-    def __init__(self, weights: str | os.PathLike[str], name: str | None = None) -> None:
+    def __init__(
+        self,
+        weights: str | os.PathLike[str],
+        name: str | None = None,
+        image_size: int | None = None,
+    ) -> None:
         super().__init__()
         if weights in PACKAGED:
             with as_file(files("eblvm.metrics") / "weights" / f"{weights}.pt") as path:
@@ -184,10 +192,16 @@ class ClassifierFeatures(FeatureExtractor):
         self.name = f"classifier:{Path(weights).stem}" if name is None else name
         self.num_features = self.network.num_features
         self.image_shape = self.network.image_shape
+        self._side = self.image_shape[1]
+        if image_size not in (None, self._side):
+            self.image_shape = (self.image_shape[0], image_size, image_size)
+            self.resizing = f"antialiased bilinear, {image_size} to {self._side}"
         self.requires_grad_(False)
         self.eval()
 
     def extract(self, images: Tensor) -> Tensor:
+        if images.shape[-1] != self._side:
+            images = F.interpolate(images, (self._side,) * 2, mode="bilinear", antialias=True)
         return self.network.features(images)
 
 

@@ -4,11 +4,11 @@ from .contrastive import contrastive_divergence, hinge
 from .divergence import (
     Cycle,
     Divergence,
-    ForwardKL,
+    ForwardDivergence,
     GaussianCycle,
-    ReverseKL,
+    ReverseDivergence,
     SquaredCycle,
-    SymmetricKL,
+    SymmetricDivergence,
     density_ratio,
 )
 from .information import mutual_information
@@ -19,11 +19,11 @@ from .variational import gaussian_kl, importance_bound, negative_entropy
 __all__ = [
     "Cycle",
     "Divergence",
-    "ForwardKL",
+    "ForwardDivergence",
     "GaussianCycle",
-    "ReverseKL",
+    "ReverseDivergence",
     "SquaredCycle",
-    "SymmetricKL",
+    "SymmetricDivergence",
     "contrastive_divergence",
     "density_ratio",
     "forward_kl",

@@ -5,7 +5,8 @@ r"""Which divergence the sampler of an energy minimizes, and what stands for its
 The reverse direction (the sampler a comes first, as in variational inference) seeks modes and needs
 samples of a; the forward one covers mass and needs samples of p, or data in their place. Their sum
 is Jeffrey's divergence. The two directions themselves are those of :mod:`eblvm.objectives.jeffrey`,
-or closed forms where there are any.
+or closed forms where there are any. Objects here say which, and do not compute; what the players of
+a diffusion step minimize is another thing and stands in :mod:`eblvm.divergences`.
 """
 
 import torch
@@ -16,11 +17,11 @@ from .jeffrey import gaussian_nll
 __all__ = [
     "Cycle",
     "Divergence",
-    "ForwardKL",
+    "ForwardDivergence",
     "GaussianCycle",
-    "ReverseKL",
+    "ReverseDivergence",
     "SquaredCycle",
-    "SymmetricKL",
+    "SymmetricDivergence",
     "density_ratio",
 ]
 
@@ -46,14 +47,14 @@ class Divergence:
         self.forward = forward
 
 
-class ReverseKL(Divergence):
+class ReverseDivergence(Divergence):
     """KL(a‖p): seeks modes; with an energy and an encoder, an adversarial energy-based model."""
 
     def __init__(self) -> None:
         super().__init__(1.0, 0.0)
 
 
-class ForwardKL(Divergence):
+class ForwardDivergence(Divergence):
     """f KL(p‖a): covers mass; on data in place of samples of p it is the evidence bound of a VAE.
 
     Arguments:
@@ -64,7 +65,7 @@ class ForwardKL(Divergence):
         super().__init__(0.0, forward)
 
 
-class SymmetricKL(Divergence):
+class SymmetricDivergence(Divergence):
     """KL(a‖p) + f KL(p‖a): Jeffrey's divergence where f = 1.
 
     Arguments:

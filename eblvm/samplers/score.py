@@ -12,6 +12,8 @@ from .frozen import frozen
 
 __all__ = [
     "EnergyFn",
+    "live_curvature",
+    "live_gradient",
     "score",
     "squared_gradient",
     "value_and_gradient",
@@ -114,6 +116,40 @@ def value_and_squared_gradient(
         whole = value if tie is None else value + tie(leaf)
         (gradient,) = torch.autograd.grad(whole.sum(), leaf, create_graph=True)
     return value, gradient.square().flatten(1).sum(1)
+
+
+def live_gradient(energy: EnergyFn, x: Tensor) -> Tensor:
+    r""":math:`\nabla_x E(x)` with a graph to the energy's parameters, for losses on scores.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        x: Where, with shape `(B, *event)`; nothing flows back to it.
+
+    Returns:
+        With the shape of `x`.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=True)
+    return gradient
+
+
+def live_curvature(energy: EnergyFn, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    r""":math:`\nabla_x E(x)` and :math:`u^\top \nabla_x^2 E(x)\, u`, with a graph.
+
+    Arguments:
+        energy: `(B, *event) -> (B,)`.
+        x: Where, with shape `(B, *event)`; nothing flows back to it.
+        u: Directions, with the shape of `x`.
+
+    Returns:
+        With the shape of `x`, and `(B,)`.
+    """
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(energy(leaf).sum(), leaf, create_graph=True)
+        (bend,) = torch.autograd.grad((gradient * u).sum(), leaf, create_graph=True)
+    return gradient, (bend * u).flatten(1).sum(1)
 
 
 def _explain(e: Tensor, x: Tensor) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from eblvm.energies import Energy, JointEnergy
@@ -52,6 +53,15 @@ def doublings(image_size: int, start_size: int = 4) -> int:
     return count
 
 
+class WholeConv2d(nn.Conv2d):
+    """A filter as large as the maps that leaves one pixel: a matrix product, computed as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != self.kernel_size:
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
 def critic_trunk(channels: int, width: int, num_halvings: int) -> tuple[list[nn.Module], int]:
     """3×3 convolutions that widen and 4×4 ones that halve, down to one pixel; and its channels."""
     layers: list[nn.Module] = []
@@ -59,7 +69,8 @@ def critic_trunk(channels: int, width: int, num_halvings: int) -> tuple[list[nn.
         wider = width * 2**i
         layers += [nn.Conv2d(channels, wider, 3, 1, 1), nn.LeakyReLU(SLOPE)]
         last = i == num_halvings
-        layers.append(nn.Conv2d(wider, wider, 4, *((1, 0) if last else (2, 1))))
+        halving = WholeConv2d(wider, wider, 4) if last else nn.Conv2d(wider, wider, 4, 2, 1)
+        layers.append(halving)
         layers += [] if last else [nn.LeakyReLU(SLOPE)]
         channels = wider
     return layers, channels
