@@ -107,8 +107,9 @@ def known(row: dict[str, Any], metrics: Sequence[str]) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.3g} ± {deviation:.2g}"
+    """Mean ± standard deviation; of one value, the value alone."""
+    mean = f"{statistics.mean(values):.3g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
 def environment() -> str:
