@@ -159,7 +159,10 @@ class TwoPlayer(Learner):
                     ends = side is sides[-1] and step == steps - 1
                     self._move(optimizer, terms, counts=ends)
                 logged.update(terms)
-        self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        if every and self.global_step % every == 0:  # what loggers would drop costs time, too
+            self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         optimizers: Any = self.optimizers()
