@@ -63,6 +63,8 @@ class DenoisingEBM(TwoPlayer):
         ema_decay: Decay of a running average of all weights, which then samples and scores; begun
             after the first step. None: none.
         fake_noise_at_zero: Whether the generator adds the noise of the posterior at t = 0, too.
+        channels_last: Whether filters, and with them all maps, lie in memory with channels last,
+            as convolutions of a CPU or a GPU's half precision like it.
         critic_optimizer: As in `TwoPlayer`.
         player_optimizer: As in `TwoPlayer`.
         critic_scheduler: As in `TwoPlayer`.
@@ -87,6 +89,7 @@ class DenoisingEBM(TwoPlayer):
         shared_fakes: bool = True,
         ema_decay: float | None = None,
         fake_noise_at_zero: bool = False,
+        channels_last: bool = False,
         critic_optimizer: OptimizerCallable = torch.optim.Adam,
         player_optimizer: OptimizerCallable = torch.optim.Adam,
         critic_scheduler: LRSchedulerCallable | None = None,
@@ -120,6 +123,8 @@ class DenoisingEBM(TwoPlayer):
                     continue
                 copy = AveragedModel(module, multi_avg_fn=average).requires_grad_(False)
                 self.averaged[name] = copy
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self._shared: Jump | None = None
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 

@@ -206,6 +206,24 @@ def test_sample_writes_what_the_suffix_says(eblvm, trained):
         assert wrong.status == 2 and words in wrong.err
 
 
+def test_processes_draw_a_share_each_into_one_file(eblvm, trained):
+    done = eblvm("sample", "--ckpt", trained, "--num", 5, "--devices", 2, "--out", "x.pt")
+    assert done.status == 0, done.err
+    assert "by 2 processes in" in done.out
+    x = torch.load("x.pt")
+    assert x.shape == (5, 1, 8, 8) and len(x.flatten(1).unique(dim=0)) == 5  # seeds differ
+    eblvm("sample", "--ckpt", trained, "--num", 5, "--devices", 2, "--out", "y.pt")
+    assert torch.equal(torch.load("y.pt"), x)
+    assert not [name for name in os.listdir(".") if name.startswith("tmp")]  # no parts are left
+    for options, words in (
+        (["--num", 1], "a sample or more"),
+        (["--steps", 2], "plain samples only"),
+        (["--symbol", 1], "failed: "),
+    ):
+        wrong = eblvm("sample", "--ckpt", trained, "--devices", 2, *options)
+        assert wrong.status == 2 and words in wrong.err
+
+
 FLAGS = {
     "ema": ["--ema=0.99"],
     "bf16": ["--trainer.precision=bf16-mixed"],
