@@ -230,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         theirs = plain.step(0)
     operations = counter.total
     mine = loops["eblvm, settings as above"].step(0)
+    theirs, mine = ({n: t.detach() for n, t in terms.items()} for terms in (theirs, mine))
     worst = max(float((theirs[n] - mine[n]).abs() / theirs[n].abs().clamp(min=1)) for n in theirs)
     print(f"losses of one batch agree to {worst:.1e} of their size\n")
 
