@@ -381,3 +381,16 @@ def test_how_figures_were_made_stands_beside_them(eblvm):
     (path,) = Path("runs").rglob("test.json")
     protocol = json.loads(path.read_text())["protocol"]["SampleQuality"]
     assert protocol["num_fake"] == 2000 and len(protocol["weights_sha256"]) == 64
+
+
+def test_a_run_starts_from_the_weights_of_another(eblvm, tiny, trained):
+    options = ("--weights", trained, "--model.init_args.learning_rates.prior=1e-12")
+    options += ("--model.init_args.learning_rates.likelihood=1e-12", "--trainer.max_epochs=1")
+    done = eblvm("fit", "--config", tiny, *options)
+    assert done.status == 0, done.err
+    found = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
+    assert found["epoch"] == 0  # all but the weights begins anew
+    for name, value in torch.load(trained)["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-4, atol=1e-6)
+    wrong = eblvm("fit", "--config", tiny, "--weights", "nothing.ckpt")
+    assert wrong.status == 2 and "there is no checkpoint nothing.ckpt" in wrong.err
