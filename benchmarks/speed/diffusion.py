@@ -7,8 +7,8 @@ The transcription takes the recipe's networks and writes the step as the release
 and generated states one after the other, the penalty on the whole conditional by double backward at
 every step, Adam and running averages parameter by parameter. That both compute the same losses of
 one batch is checked first. Ours is then made faster step by step: the learner as it is with the
-recipe's settings, its filters with channels last, autocast to bfloat16, and a penalty at every
-sixteenth step only (times of steps with and without it, weighted).
+recipe's settings, a penalty at every sixteenth step only (times of steps with and without it,
+weighted), filters with channels last, and autocast to bfloat16.
 
 A round takes one step with each; times are of the processor, and medians over rounds. The floor is
 the time that the multiplications of convolutions and matrix products of a step (counted by PyTorch)
@@ -216,16 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return model.train(), x
 
     plain = Plain(*fresh())
-    contenders: dict[str, Callable[[int], Any]] = {"plain transcription": plain.step}
     loops = {
         "eblvm, settings as above": Ours(*fresh()),
         "and channels last": Ours(*fresh(channels_last=True)),
         "and bfloat16": Ours(*fresh(channels_last=True), low=True),
     }
-    contenders |= {name: loop.step for name, loop in loops.items()}
-    bare = "without a penalty"
-    contenders[bare] = partial(loops["and bfloat16"].step, penalized=False)
-
     with Operations() as counter:
         theirs = plain.step(0)
     operations = counter.total
@@ -233,23 +228,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     theirs, mine = ({n: t.detach() for n, t in terms.items()} for terms in (theirs, mine))
     worst = max(float((theirs[n] - mine[n]).abs() / theirs[n].abs().clamp(min=1)) for n in theirs)
     print(f"losses of one batch agree to {worst:.1e} of their size\n")
+    for loop in list(loops.values())[1:]:
+        loop.step(0)  # allocates
 
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for name, step in contenders.items():
-        if name not in ("plain transcription", "eblvm, settings as above"):
-            step(0)  # allocates
-    for i in range(options.rounds):
-        for name, step in contenders.items():
-            begin = time.process_time()
-            step(i + 1)
-            seconds[name].append(time.process_time() - begin)
-    without, always = seconds.pop(bare), seconds["and bfloat16"]
-    seconds[f"and a penalty every {LAZY} steps"] = [
-        ((LAZY - 1) * a + b) / LAZY for a, b in zip(without, always, strict=True)
-    ]
+    def timed(step: Callable[[int], Any], seed: int) -> float:
+        begin = time.process_time()
+        step(seed)
+        return time.process_time() - begin
+
+    reference: list[float] = []
+    always: dict[str, list[float]] = {name: [] for name in loops}
+    lazy: dict[str, list[float]] = {name: [] for name in loops}
+    for i in range(1, options.rounds + 1):
+        reference.append(timed(plain.step, i))
+        for name, loop in loops.items():
+            always[name].append(timed(loop.step, i))
+            bare = timed(partial(loop.step, penalized=False), i)
+            lazy[name].append(((LAZY - 1) * bare + always[name][-1]) / LAZY)
+    first, *others = loops
+    seconds = {"plain transcription": reference, first: always[first]}
+    seconds[f"and a penalty every {LAZY} steps"] = lazy[first]
+    seconds |= {name: lazy[name] for name in others}
     rate = peak()
     floor = operations / rate
-    reference = seconds["plain transcription"]
     print("| step | s | times faster (least, most) | share of the float32 floor |")
     print("|---|---|---|---|")
     for name, found in seconds.items():
