@@ -140,6 +140,9 @@ def sample(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise", action="store_true", help="draw from p(x|z), not its mean")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="processes that draw a share each, into one file (1)"
+    )
     text = parser.add_argument_group("sentences")
     text.add_argument("--symbol", type=int, default=None, help="draw latents given this symbol")
     text.add_argument(
@@ -159,6 +162,15 @@ def sample(arguments: Sequence[str]) -> None:
     how = {name: value for name, value in how.items() if value is not None}
     if ("top_k" in how or "top_p" in how) and "temperature" not in how:
         how["temperature"] = 1.0
+
+    devices = options.pop("devices")
+    if devices > 1:
+        if refined != {"steps": None, "label": None, "strip": False} or how:
+            raise UserError("--devices goes with plain samples only; drop the other options.")
+        from eblvm.using import draw_shares
+
+        print(draw_shares(devices, **options))
+        return
 
     from eblvm.using import draw, refined_samples
 
@@ -180,7 +192,7 @@ def sample(arguments: Sequence[str]) -> None:
 
 def check_drawing(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
     """Refuse numbers and files that cannot be, before anything heavy is imported."""
-    for name, least in (("num", 1), ("steps", 0), ("points", 2)):
+    for name, least in (("num", 1), ("steps", 0), ("points", 2), ("devices", 1)):
         value = options.get(name)
         if value is not None and value < least:
             parser.error(f"--{name} is {value}; expected {least} or more")

@@ -109,6 +109,9 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--compile", type=bool, default=False, help="torch.compile the networks"
         )
+        parser.add_argument(
+            "--weights", type=str, default=None, help="checkpoint whose weights `fit` starts from"
+        )
         parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
         parser.add_argument(
             "--monitor", type=str, default="val/loss", help="metric that names the best checkpoint"
@@ -189,6 +192,7 @@ class CommandLine(LightningCLI):
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others wait for its downloads
                 check(self.model, self.datamodule)
             self._check_weights(arguments.get("ckpt_path"))
+            self._start_from(self._get(self.config, "weights"))
             if self.trainer.is_global_zero:
                 make_folder(Path(str(self.run_dir)), "--runs")
                 if hasattr(self.datamodule, "keep"):
@@ -211,6 +215,13 @@ class CommandLine(LightningCLI):
             self._finish_run()
         if self.trainer.is_global_zero:
             print(self._summary())
+
+    def _start_from(self, weights: str | None) -> None:
+        """Take the weights of another run; all else begins anew."""
+        if weights is not None:
+            found = read_checkpoint(weights)["state_dict"]
+            check_weights(self.model, found, weights)
+            self.model.load_state_dict(found)
 
     def _keep_rows(self, ckpt: str | None) -> None:
         for logger in self.trainer.loggers:

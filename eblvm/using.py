@@ -5,6 +5,10 @@ for each kind of image, or for each path; `.pt` keeps the tensor.
 """
 
 import csv
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,25 @@ from torch import Tensor
 from eblvm.checkpoint import load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError
 from eblvm.data.images import read_folder
+from eblvm.data.loader import seeded_generator
 from eblvm.decoding import Decoding
 from eblvm.latent import LatentVariableModel
 from eblvm.latent import interpolate as paths
 from eblvm.pictures import image_grid, save_image, save_samples
 from eblvm.training import mendable
 
-__all__ = ["draw", "inpaint", "interpolate", "reconstruct", "refined_samples", "score"]
+__all__ = [
+    "draw",
+    "draw_shares",
+    "inpaint",
+    "interpolate",
+    "reconstruct",
+    "refined_samples",
+    "score",
+]
+
+CHUNK = 1000
+"""Samples that are drawn at once."""
 
 
 def opened(
@@ -186,8 +202,11 @@ def draw(
         if symbol is not None:
             check_symbol(model, symbol)
             options["label"] = torch.full((num,), symbol, device=model.device)
+        begin = time.perf_counter()
         if not options:
-            samples = model.sample(num, generator, noise)
+            size = CHUNK if vocabulary is None else num  # sentences of one call are as long
+            sizes = [min(size, num - start) for start in range(0, num, size)]
+            samples = torch.cat([model.sample(n, generator, noise).cpu() for n in sizes])
         elif hasattr(model, "latent"):
             samples = model.latent.sample(num, generator, noise, **options)
         else:
@@ -195,6 +214,7 @@ def draw(
                 f"{ckpt} is of a {type(model).__name__}; --symbol, --temperature, --top-k, --top-p "
                 "and --beam are for latent-variable models of text."
             )
+    seconds = time.perf_counter() - begin
     words = vocabulary is not None and not samples.is_floating_point()
     path = Path(out or ("samples.txt" if words else "samples.png"))
     try:
@@ -205,7 +225,67 @@ def draw(
             save_samples(samples.cpu(), path)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    return f"{num} samples of {ckpt}: {path}"
+    return f"{num} samples of {ckpt} in {seconds:.3g} s: {path}"
+
+
+def draw_shares(
+    devices: int,
+    ckpt: str,
+    num: int,
+    out: str | None,
+    seed: int,
+    device: str | None = None,
+    noise: bool = False,
+    symbol: int | None = None,
+) -> str:
+    """Draw with a process for each device, a share each, into one file; the sentence that says so.
+
+    Shares differ in size by one at most and follow each other in the file; process r draws with a
+    seed made of `seed` and r, so that the file depends on the number of processes.
+
+    Arguments:
+        devices: How many processes: on as many GPUs where there are enough, else all on `device`.
+        ckpt: As in `draw`.
+        num: Samples of all processes.
+        out: As in `draw`, and `.pt` for sentences.
+        seed: As in `draw`.
+        device: Where to compute; a GPU each if None and there are enough, else the processor.
+        noise: As in `draw`.
+        symbol: As in `draw`.
+
+    Raises:
+        UserError: If a process fails, with its own words, or nothing can be written.
+    """
+    if num < devices:
+        raise UserError(f"--num is {num}; expected a sample or more for each of {devices} devices.")
+    gpus = torch.cuda.device_count() if device is None else 0
+    places = [f"cuda:{r}" if gpus >= devices else device or "cpu" for r in range(devices)]
+    options = ["--noise"] * noise + ([] if symbol is None else ["--symbol", str(symbol)])
+    path = Path(out or "samples.png")
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
+        parts = [Path(folder) / f"{r}.pt" for r in range(devices)]
+        running = []
+        for r, (part, place) in enumerate(zip(parts, places, strict=True)):
+            share = num // devices + (r < num % devices)
+            own = torch.randint(2**31, (), generator=seeded_generator(seed, r))
+            command = [sys.executable, "-c", "from eblvm.cli import main; main()", "sample"]
+            command += ["--ckpt", ckpt, "--num", str(share), "--out", str(part)]
+            command += ["--seed", str(int(own)), "--device", place, *options]
+            pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+            running.append(subprocess.Popen(command, text=True, **pipes))
+        errors = [process.communicate()[1] for process in running]
+        for r, process in enumerate(running):
+            if process.returncode:
+                last = (errors[r].strip().splitlines() or ["it said nothing"])[-1]
+                raise UserError(f"process {r} of {devices} failed: {last}")
+        samples = torch.cat([torch.load(part, weights_only=True) for part in parts])
+    seconds = time.perf_counter() - begin
+    try:
+        save_samples(samples, path)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    return f"{num} samples of {ckpt} by {devices} processes in {seconds:.3g} s: {path}"
 
 
 def check_symbol(model: Any, symbol: int) -> None:

@@ -9,10 +9,12 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from eblvm.divergences import Jump, ReverseKL, StepDivergence, tied
+from eblvm.divergences import Jump, ReverseKL, StepDivergence, step_variance, tied
 from eblvm.energies import Energy, TimeEnergy
 from eblvm.metrics.grid import Bounds, energy_log_prob
-from eblvm.samplers import noise_like
+from eblvm.metrics.likelihood import importance_log_likelihood
+from eblvm.objectives import gaussian_nll
+from eblvm.samplers import noise_like, score
 from eblvm.schedules import NoiseSchedule
 
 from .two_player import TwoPlayer
@@ -61,6 +63,8 @@ class DenoisingEBM(TwoPlayer):
         ema_decay: Decay of a running average of all weights, which then samples and scores; begun
             after the first step. None: none.
         fake_noise_at_zero: Whether the generator adds the noise of the posterior at t = 0, too.
+        channels_last: Whether filters, and with them all maps, lie in memory with channels last,
+            as convolutions of a CPU or a GPU's half precision like it.
         critic_optimizer: As in `TwoPlayer`.
         player_optimizer: As in `TwoPlayer`.
         critic_scheduler: As in `TwoPlayer`.
@@ -85,6 +89,7 @@ class DenoisingEBM(TwoPlayer):
         shared_fakes: bool = True,
         ema_decay: float | None = None,
         fake_noise_at_zero: bool = False,
+        channels_last: bool = False,
         critic_optimizer: OptimizerCallable = torch.optim.Adam,
         player_optimizer: OptimizerCallable = torch.optim.Adam,
         critic_scheduler: LRSchedulerCallable | None = None,
@@ -118,6 +123,8 @@ class DenoisingEBM(TwoPlayer):
                     continue
                 copy = AveragedModel(module, multi_avg_fn=average).requires_grad_(False)
                 self.averaged[name] = copy
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self._shared: Jump | None = None
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
@@ -205,9 +212,131 @@ class DenoisingEBM(TwoPlayer):
             )
         return LevelEnergy(self.best("energy"), t)
 
+    def at_lowest_level(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Data as E(·, 0) knows them: with the noise of level 0, with the shape of `x`."""
+        return self.schedule.diffuse(x, 0, generator)
+
+    def log_step_normalizer(
+        self,
+        x_next: Tensor,
+        t: int,
+        num_samples: int = 100,
+        generator: torch.Generator | None = None,
+        floor: float = 1e-2,
+    ) -> Tensor:
+        r"""log Z of a step, with proposals of the generator, in nats, `(B,)`.
+
+        .. math:: Z(x_{t+1}) = \int e^{-E(x, t)} q(x_{t+1} \mid x)\, dx
+            = \mathbb{E}_{z, x} \frac{e^{-E(x, t)}\, q(x_{t+1} \mid x)\, q_\psi(z \mid x, x_{t+1})}
+            {p(z)\, \pi_\phi(x \mid x_{t+1}, z)}
+
+        over z of the prior and x of the generator given z. The mean over K of them is unbiased, so
+        its logarithm is a lower bound on average, which tightens with K.
+
+        Arguments:
+            x_next: x_{t+1}, with shape `(B, *event)`.
+            t: The level.
+            num_samples: K.
+            generator: Source of the noise.
+            floor: The least variance of the proposals, needed where the generator adds no noise.
+
+        Raises:
+            TypeError: If the divergence has no encoder, as that of a GAN.
+        """
+        energy = self.potential(t)
+        divergence: Any = self.best("divergence")
+        levels = torch.full((len(x_next),), t, device=x_next.device)
+        variance = step_variance(self.schedule, t, x_next).clamp(min=floor)
+        tie = tied(energy, self.schedule, x_next, levels).tie
+        sigma = self.schedule.sigma[t + 1]
+        dim = x_next[0].numel()
+        constant = 0.5 * dim * torch.log(2 * torch.pi * sigma.square())
+        rows = []
+        with torch.no_grad():
+            for _ in range(num_samples):
+                z = noise_like(x_next.new_empty(len(x_next), self.latent_dim), generator)
+                noise = noise_like(x_next, generator)
+                x = self.transition(x_next, levels, z) + variance.sqrt() * noise
+                log_target = -energy(x) - tie(x) - constant
+                log_latent = -gaussian_nll(z, *divergence.encode(x, x_next, levels))
+                log_prior = -gaussian_nll(z, torch.zeros_like(z), torch.zeros_like(z))
+                squares = noise.square() + torch.log(2 * torch.pi * variance)
+                log_proposal = -0.5 * squares.flatten(1).sum(1)
+                rows.append((log_target + log_latent - log_prior - log_proposal).double())
+        return importance_log_likelihood(torch.stack(rows))
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        num_samples: int = 100,
+        generator: torch.Generator | None = None,
+        floor: float = 1e-2,
+    ) -> Tensor:
+        r"""log p(x_0) of the whole chain of conditionals, in nats, `(B,)`.
+
+        .. math:: \log p(x_0) \ge \mathbb{E}_q \Big[\log N(x_T; 0, I)
+            + \sum_t \bigl(-E(x_t, t) - \log Z(x_{t+1})\bigr)\Big]
+
+        with one draw of x_1 … x_T and normalizers by `log_step_normalizer`. These come from below,
+        so that what is returned is a bound in neither direction unless `num_samples` is large.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`; x_0 has the noise of level 0.
+            num_samples: Proposals for each normalizer.
+            generator: Source of the noise.
+            floor: As in `log_step_normalizer`.
+        """
+        x_t = self.at_lowest_level(x, generator)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for t in range(len(self.schedule)):
+            x_next = self.schedule.step(x_t, t, generator)
+            with torch.no_grad():
+                total -= self.potential(t)(x_t).double()
+            total -= self.log_step_normalizer(x_next, t, num_samples, generator, floor)
+            x_t = x_next
+        zero = torch.zeros_like(x_t)
+        return total - gaussian_nll(x_t, zero, zero).double()
+
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The energies E(x, 0), `(B,)`: a score, low is likely."""
         return self.potential()(batch[0])
+
+    def scores(
+        self, x: Tensor, generator: torch.Generator | None = None, num_draws: int = 4
+    ) -> dict[str, Tensor]:
+        r"""How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
+
+        `energy`, :math:`-E(\bar a_0 x, 0)`; `gradient_norm`, minus the norm of its gradient;
+        `energy_t`, the mean of −E(x_t, t) over draws of x_t, for t = 1 … T − 1; `energy_sum`, the
+        sum of the energies of all levels. The critic of a GAN is no density: `critic`, the mean of
+        what it says of pairs of neighbors, over draws and all levels.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`.
+            generator: Source of the noise.
+            num_draws: Noisy states of each datum and level.
+        """
+        clean = self.schedule.a_bar[0] * x
+        levels = range(len(self.schedule))
+        if not isinstance(self.divergence, ReverseKL):
+            with torch.no_grad():
+                told = [self._tell(x, t, generator) for t in levels for _ in range(num_draws)]
+            return {"critic": torch.stack(told).mean(0)}
+        with torch.no_grad():
+            found = {"energy": -self.potential()(clean)}
+            for t in levels[1:]:
+                draws = [self.schedule.diffuse(x, t, generator) for _ in range(num_draws)]
+                energies = torch.stack([self.potential(t)(x_t) for x_t in draws])
+                found[f"energy_{t}"] = -energies.mean(0)
+        found["energy_sum"] = torch.stack(list(found.values())).sum(0)
+        found["gradient_norm"] = -score(self.potential(), clean).flatten(1).norm(dim=1)
+        return found
+
+    def _tell(self, x: Tensor, t: int, generator: torch.Generator | None) -> Tensor:
+        """What a GAN's critic says of data with noise of level `t`, `(B,)`; high is real."""
+        x_t, x_next = self.schedule.sample_pair(x, t, generator)
+        level = torch.full((len(x),), t, device=x.device)
+        return -self.best("energy")(x_t, level, x_next)
 
     @torch.no_grad()
     def sample(

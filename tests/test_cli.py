@@ -206,6 +206,24 @@ def test_sample_writes_what_the_suffix_says(eblvm, trained):
         assert wrong.status == 2 and words in wrong.err
 
 
+def test_processes_draw_a_share_each_into_one_file(eblvm, trained):
+    done = eblvm("sample", "--ckpt", trained, "--num", 5, "--devices", 2, "--out", "x.pt")
+    assert done.status == 0, done.err
+    assert "by 2 processes in" in done.out
+    x = torch.load("x.pt")
+    assert x.shape == (5, 1, 8, 8) and len(x.flatten(1).unique(dim=0)) == 5  # seeds differ
+    eblvm("sample", "--ckpt", trained, "--num", 5, "--devices", 2, "--out", "y.pt")
+    assert torch.equal(torch.load("y.pt"), x)
+    assert not [name for name in os.listdir(".") if name.startswith("tmp")]  # no parts are left
+    for options, words in (
+        (["--num", 1], "a sample or more"),
+        (["--steps", 2], "plain samples only"),
+        (["--symbol", 1], "failed: "),
+    ):
+        wrong = eblvm("sample", "--ckpt", trained, "--devices", 2, *options)
+        assert wrong.status == 2 and words in wrong.err
+
+
 FLAGS = {
     "ema": ["--ema=0.99"],
     "bf16": ["--trainer.precision=bf16-mixed"],
@@ -363,3 +381,16 @@ def test_how_figures_were_made_stands_beside_them(eblvm):
     (path,) = Path("runs").rglob("test.json")
     protocol = json.loads(path.read_text())["protocol"]["SampleQuality"]
     assert protocol["num_fake"] == 2000 and len(protocol["weights_sha256"]) == 64
+
+
+def test_a_run_starts_from_the_weights_of_another(eblvm, tiny, trained):
+    options = ("--weights", trained, "--model.init_args.learning_rates.prior=1e-12")
+    options += ("--model.init_args.learning_rates.likelihood=1e-12", "--trainer.max_epochs=1")
+    done = eblvm("fit", "--config", tiny, *options)
+    assert done.status == 0, done.err
+    found = torch.load("runs/tiny/version_0/checkpoints/last.ckpt")
+    assert found["epoch"] == 0  # all but the weights begins anew
+    for name, value in torch.load(trained)["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-4, atol=1e-6)
+    wrong = eblvm("fit", "--config", tiny, "--weights", "nothing.ckpt")
+    assert wrong.status == 2 and "there is no checkpoint nothing.ckpt" in wrong.err

@@ -345,6 +345,21 @@ def test_cifar_channel_means_are_the_published_ones():
     assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
 
 
+def test_stacks_hold_each_digit_once_in_each_channel_and_their_labels_say_which():
+    root = data_root("mnist")
+    stacks = synthetic(28, 3, 100, "StackedMNIST", root=root)
+    single = synthetic(28, 1, 100, "MNIST", root=root)._images("test")
+    images, labels = stacks._images("test").columns
+    by_image = {x.numpy().tobytes(): int(y) for x, y in zip(*single.columns, strict=True)}
+    for channel, place in enumerate((100, 10, 1)):
+        found = [by_image[x.numpy().tobytes()] for x in images[:, channel]]
+        assert found == (labels // place % 10).tolist()
+        assert len({x.numpy().tobytes() for x in images[:, channel]}) == len(by_image)
+    assert len(labels.unique()) > 990  # 10,000 draws leave out e^{-10} of 1,000
+    # a batch has the channels of one stack
+    assert len(stacks.dataset("train")) == 55000 and stacks.event_shape == (3, 28, 28)
+
+
 # Errors
 
 

@@ -89,3 +89,23 @@ def test_a_discriminator_is_no_density():
         learner(NonSaturating()).potential()
     with pytest.raises(ValueError, match="ema_decay is 2"):
         learner(ema_decay=2)
+
+
+def test_scores_are_log_densities_of_every_level():
+    model = learner().eval()
+    model.energy.c.data.fill_(3.0)
+    x = torch.tensor([[0.0], [2.0], [-1.0]])
+    scores = model.scores(x, torch.Generator().manual_seed(0), num_draws=4000)
+    a, rest = model.schedule.a_bar, model.schedule.sigma_bar.square()
+    torch.testing.assert_close(scores["energy"], -1.5 * (a[0] * x[:, 0]) ** 2)
+    torch.testing.assert_close(scores["gradient_norm"], -3 * (a[0] * x[:, 0]).abs())
+    for t in (1, 2, 3):  # E x_t² = ā² x² + σ̄²
+        expected = -1.5 * ((a[t] * x[:, 0]) ** 2 + rest[t])
+        torch.testing.assert_close(scores[f"energy_{t}"], expected, rtol=0, atol=0.3)
+    total = scores["energy"] + sum(scores[f"energy_{t}"] for t in (1, 2, 3))
+    torch.testing.assert_close(scores["energy_sum"], total)
+
+
+def test_a_critic_scores_pairs():
+    scores = learner(NonSaturating()).eval().scores(torch.tensor([[0.0], [5.0]]))
+    assert list(scores) == ["critic"] and scores["critic"][0] > scores["critic"][1]

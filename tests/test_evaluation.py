@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from test_data_images import data_root
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
-from eblvm.evaluation import GridDensity, Likelihood, Reconstructions, SampleQuality, Samples
+from eblvm.evaluation import (
+    GridDensity,
+    Likelihood,
+    Reconstructions,
+    SampleQuality,
+    Samples,
+    StackedModes,
+)
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import PixelFeatures
@@ -197,3 +205,37 @@ def test_log_rows_are_where_they_belong(tmp_path):
     with open(tmp_path / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["val/frechet"]]
     assert [row["epoch"] for row in rows] == ["0", "1"]
+
+
+class Copier:
+    """A learner that has learned a data set by heart."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, x):
+        self.x, self.logged = x, {}
+
+    def sample(self, num, generator=None, noise=False):
+        return self.x[torch.randint(len(self.x), (num,), generator=generator)]
+
+    def generator(self, batch_idx=0, offset=0):
+        return torch.Generator().manual_seed(100 * offset + batch_idx)
+
+    def all_gather(self, rows):
+        return rows
+
+    def log_dict(self, figures, sync_dist):
+        self.logged |= figures
+
+
+def test_stacked_modes_of_stacked_digits():
+    """All classes of the stacks, and no more than the classifier's errors besides."""
+    module = ImageDataModule("StackedMNIST", 28, 3, 2000, root=data_root("mnist"))
+    x, label = next(module.batches("test"))
+    one = x[label // 100 == 7]  # the first digit is a seven: at most 100 classes
+    learner, whole = Copier(one), trainer(".")
+    StackedModes(num=2000).look(whole, learner, "test")
+    classes = len(label[label // 100 == 7].unique())
+    assert learner.logged["test/stacked_modes"] == pytest.approx(classes, abs=6)
+    # 2,000 draws among so many classes, of 1,000
+    assert learner.logged["test/stacked_kl"] == pytest.approx(math.log(1000 / classes), abs=0.4)

@@ -15,6 +15,7 @@ PARTS = {"eblvm.energies", "eblvm.priors", "eblvm.posteriors", "eblvm.likelihood
 SHELL = {"eblvm.cli", "eblvm.training", "eblvm.checkpoint", "eblvm.callbacks", "eblvm.evaluation"}
 SHELL |= {
     "eblvm.outliers",
+    "eblvm.density",
     "eblvm.complaint",
     "eblvm.diagnosis",
     "eblvm.clustering",

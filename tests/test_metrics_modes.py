@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eblvm.data import EightGaussians
-from eblvm.metrics import count_modes, energy_log_prob
+from eblvm.metrics import ClassCount, count_classes, count_modes, energy_log_prob
 
 
 def test_counts_of_points_made_by_hand():
@@ -40,3 +40,15 @@ def test_an_energy_of_the_plane_is_normalized():
     )
     assert float(log_prob.exp().sum() * (16 / 200) ** 2) == pytest.approx(1, abs=1e-9)
     assert float(log_prob.max()) == pytest.approx(-math.log(2 * math.pi), abs=2e-3)
+
+
+def test_classes_are_counted_against_the_uniform_distribution():
+    labels = torch.arange(1000).repeat(3)
+    assert count_classes(labels, 1000) == ClassCount(1000, pytest.approx(0.0, abs=1e-12))
+    half = count_classes(labels[labels < 500], 1000)  # half of the classes: log 2
+    assert half == ClassCount(500, pytest.approx(math.log(2)))
+    draws = torch.randint(1000, (26_000,), generator=torch.Generator().manual_seed(0))
+    # 2nKL is χ² with K − 1 degrees of freedom, nearly
+    assert count_classes(draws, 1000).kl == pytest.approx(999 / 52_000, rel=4 * (2 / 999) ** 0.5)
+    with pytest.raises(ValueError, match="there are no samples"):
+        count_classes(draws[:0], 1000)

@@ -100,9 +100,11 @@ def with_cheap_callbacks(name, folder, overrides):
         for other in arguments.get("others", {}).values():  # whose files are not here
             other["init_args"] |= {"dataset": "Synthetic", "num_synthetic": 80, "center_crop": None}
         many = (".SampleQuality", ".GridDensity", ".Sentences", ".WrittenLanguage", ".Modes")
-        many += (".OutOfDistribution", ".SampleDensity")
+        many += (".OutOfDistribution", ".SampleDensity", ".StackedModes")
         if callback["class_path"].endswith(many):
             arguments["num"] = FEW["num"]
+        if callback["class_path"].endswith(".BitsPerDimension"):
+            arguments |= {"num_chains": 4, "num_temperatures": 3, "burn_in": 2}
     data = recipe["data"]["init_args"]
     if "corpus" in data:  # text that is at hand everywhere
         sizes = {"num_train": 40, "num_val": 20, "num_test": 20}

@@ -91,6 +91,15 @@ def test_variance_preserving_schedule_at_given_times():
     torch.testing.assert_close(s.sigma.square(), beta, rtol=0, atol=1e-6)
     q = s.reverse(torch.ones(1, 2), torch.zeros(1, 2), 0)
     assert q.stddev.eq(0).all() and q.mean.eq(1).all()
+    t, one, zero = torch.arange(4), torch.ones(4, 1), torch.zeros(4, 1)
+    for (x, x_next), expected in {
+        (one, zero): (1, 0.725367, 0.463583, 0.283049),
+        (zero, one): (0, 0.244956, 0.367669, 0.029087),
+    }.items():
+        mean = s.reverse(x, x_next, t).mean[:, 0]
+        torch.testing.assert_close(mean, torch.tensor(expected), rtol=0, atol=1e-6)
+    variance = torch.tensor([0, 0.212082, 0.553333, 0.918890])
+    torch.testing.assert_close(s.reverse(one, one, t).variance[:, 0], variance, rtol=0, atol=1e-6)
 
 
 def test_linear_and_cosine_schedules():

@@ -46,7 +46,8 @@ class ImageDataModule(DataModule):
     Arguments:
         dataset: The name of a class of `torchvision.datasets` (`MNIST`, `CIFAR10`, `CelebA`,
             `ImageFolder`, …); `Digits`, scikit-learn's 1,797 images of 8 × 8; `CIFAR100OOD`, 10,000
-            CIFAR-100 images for testing; or `Synthetic`, smooth random images for quick trials.
+            CIFAR-100 images for testing; `StackedMNIST`, three images of MNIST as the channels of
+            one, 1,000 classes; or `Synthetic`, smooth random images for quick trials.
         image_size: H and W in pixels; images of another size are resized.
         channels: C: 1 is gray, 3 is RGB.
         batch_size: Images per batch and device.

@@ -57,7 +57,7 @@ def pool_names(dataset: str, root: Path) -> tuple[str, ...]:
         return ("test",)
     if dataset == "ImageFolder":
         return _subfolders(root) or ("all",)
-    if dataset in _IDX or dataset == "CIFAR10":
+    if dataset in _IDX or dataset in ("CIFAR10", "StackedMNIST"):
         return ("train", "test")
     parameters = inspect.signature(_torchvision_class(dataset)).parameters
     if "train" not in parameters and "split" not in parameters and dataset != "LSUN":
@@ -71,7 +71,8 @@ def open_pool(
     """Read a pool of a data set, `Synthetic` excepted.
 
     Arguments:
-        dataset: `Digits`, `CIFAR100OOD` or the name of a class of `torchvision.datasets`.
+        dataset: `Digits`, `CIFAR100OOD`, `StackedMNIST`, or the name of a class of
+            `torchvision.datasets`.
         pool: One of `pool_names`.
         root: The folder of all data sets.
         variant: LSUN's category, EMNIST's split.
@@ -83,6 +84,8 @@ def open_pool(
     """
     if dataset == "Digits":
         return _digits()
+    if dataset == "StackedMNIST":
+        return _stacked(open_pool("MNIST", pool, root, variant, download))
     if dataset in _IDX:
         for folder in _folders(dataset, root):
             raw = folder / dataset / "raw"
@@ -162,6 +165,19 @@ def _digits() -> Pool:
     images, labels = load_digits(return_X_y=True)  # 0 … 16, part of scikit-learn
     scaled = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     return Pool(scaled, labels.astype(np.int64))
+
+
+def _stacked(pool: Pool) -> Pool:
+    """Three gray images as one of three channels; the label reads their labels as digits.
+
+    Each image is once in each channel: the second and third channels are permutations.
+    """
+    assert pool.is_array and pool.labels is not None
+    draws = np.random.RandomState(0)
+    rows = [np.arange(len(pool)), draws.permutation(len(pool)), draws.permutation(len(pool))]
+    images = np.stack([pool.images[chosen, 0] for chosen in rows], axis=1)
+    hundreds, tens, ones = (pool.labels[chosen] for chosen in rows)
+    return Pool(images, 100 * hundreds + 10 * tens + ones)
 
 
 def _idx_path(path: Path) -> Path | None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         importance_log_likelihood,
     )
     from .manifold import DensityCoverage, PrecisionRecall
-    from .modes import ModeCount, count_modes
+    from .modes import ClassCount, ModeCount, count_classes, count_modes
     from .symbols import Homogeneity, MutualInformation, SymbolAccuracy, homogeneity
     from .words import WordKL, word_kl
 
@@ -69,7 +69,7 @@ _NAMES = {
         "effective_sample_size",
         "bits_per_dim",
     ],
-    "modes": ["count_modes", "ModeCount"],
+    "modes": ["count_classes", "ClassCount", "count_modes", "ModeCount"],
     "grid": [
         "energy_log_prob",
         "grid_points",
@@ -94,6 +94,8 @@ _NAMES = {
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "count_classes",
+    "ClassCount",
     "count_modes",
     "ModeCount",
     "FeatureExtractor",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ModeCount", "count_modes"]
+__all__ = ["ClassCount", "ModeCount", "count_classes", "count_modes"]
 
 
 class ModeCount(NamedTuple):
@@ -56,3 +56,34 @@ def count_modes(
         float(fair.min()),
         float(fair.max()),
     )
+
+
+class ClassCount(NamedTuple):
+    """What samples make of classes that data visit equally often.
+
+    Attributes:
+        hit: Classes with a sample.
+        kl: KL(samples‖uniform) of the classes, in nats. n samples of the uniform distribution over
+            K classes give about (K − 1) / 2n instead of 0.
+    """
+
+    hit: int
+    kl: float
+
+
+def count_classes(labels: Tensor, num_classes: int) -> ClassCount:
+    """Count the classes of samples.
+
+    Arguments:
+        labels: int64, with shape `(N,)`, in 0 … num_classes − 1.
+        num_classes: K.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    if not len(labels):
+        raise ValueError("there are no samples whose classes could be counted.")
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    p = counts / len(labels)
+    kl = torch.where(p > 0, p * (p * num_classes).log(), 0.0).sum()
+    return ClassCount(int((counts > 0).sum()), float(kl))
