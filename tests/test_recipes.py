@@ -64,6 +64,10 @@ def smaller(name, published=False):
     for path in keys_named(recipe["model"], "num_steps", ("model",)):
         if "kl_weight" not in path:  # where it counts all cycles of a schedule
             overrides += [f"--{path}=1"]
+    for path in keys_named(recipe["model"], "step_size", ("model",)):
+        sizes = at(recipe, path.split("."))
+        if isinstance(sizes, list):  # one for each step
+            overrides.append(f"--{path}={sizes[-1:]}")
     for path in keys_named(recipe["model"], "widths", ("model",)):
         widths = [max(2, width // 8) for width in at(recipe, path.split("."))]
         overrides += [f"--{path}={widths}"] * (not published)
