@@ -447,7 +447,10 @@ class AmortizedNegatives(GeneratedNegatives):
         if w < 1:
             terms |= self._bound(drawn, generator, 1 - w)
         if w > 0 and data is not None:
+            of_ends = self.diagnostics
             terms |= {f"data_{k}": v for k, v in self._bound(data, generator, w).items()}
+            if w < 1:  # what is watched are the chains
+                self.diagnostics = of_ends
         return terms
 
     def _bound(

@@ -291,6 +291,8 @@ def test_a_vae_may_learn_data_beside_the_ends_of_chains():
     model = learner(Linear(1.0), negatives, reference=GaussianReference(1.0))
     terms = model.terms((x, torch.zeros(30)), seeded(0))
     assert terms["data_reconstruction"].shape == (30,) and terms["reconstruction"].shape == (50,)
+    kl = terms["prior"].mean() / (0.75 * negatives.kl_weight)  # that of ends, not of data
+    torch.testing.assert_close(negatives.diagnostics["kl_per_unit"], kl.detach())
     with pytest.raises(ValueError, match=r"data_weight is 1.5; expected a number in \[0, 1\]"):
         amortized(Langevin(1, 0.1), data_weight=1.5)
 
