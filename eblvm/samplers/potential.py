@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .analytic import analyze
-from .score import EnergyFn, value_and_gradient
+from .score import EnergyFn, checked_gradient, value_and_gradient
 
 __all__ = ["Potential", "PotentialFn"]
 
@@ -57,4 +57,4 @@ class Potential:
         if self.ones is None:
             return self(x)[1]
         leaf = x.detach().requires_grad_()  # what the first call checked needs no second look
-        return torch.autograd.grad(self.energy(leaf), leaf, self.ones)[0]
+        return checked_gradient(self.energy(leaf), leaf, self.ones)

@@ -4,14 +4,18 @@ The score of p(x) ∝ exp(−E(x)) is :math:`\nabla_x \log p(x) = -\nabla_x E(x)
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .frozen import frozen
 
+_engine: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
+
 __all__ = [
     "EnergyFn",
+    "checked_gradient",
     "live_curvature",
     "live_gradient",
     "score",
@@ -68,11 +72,11 @@ def value_and_gradient(
     leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
     try:
         e = energy(leaf)
-        if ones is None:
-            if e.shape != leaf.shape[:1] or not e.requires_grad:
-                _explain(e, leaf)
-            ones = torch.ones_like(e)
-        (gradient,) = torch.autograd.grad(e, leaf, ones)
+        if ones is not None:
+            return e.detach(), checked_gradient(e, leaf, ones)
+        if e.shape != leaf.shape[:1] or not e.requires_grad:
+            _explain(e, leaf)
+        (gradient,) = torch.autograd.grad(e, leaf, torch.ones_like(e))
     except RuntimeError as error:
         if "Inference tensors cannot be saved" in str(error):
             raise RuntimeError(
@@ -82,6 +86,23 @@ def value_and_gradient(
             ) from error
         raise
     return e.detach(), gradient
+
+
+def checked_gradient(e: Tensor, leaf: Tensor, ones: Tensor) -> Tensor:
+    """What `torch.autograd.grad(e, leaf, ones)` gives, without its checks.
+
+    They take 20 µs, a third of a step of a cheap energy, and an earlier step has passed them. The
+    engine's own entry is not a public one: where torch has none of that name, the public one is
+    used.
+
+    Arguments:
+        e: With shape `(B,)`, of a graph that leads to `leaf`.
+        leaf: With shape `(B, *event)`.
+        ones: Ones `(B,)`.
+    """
+    if _engine is None:
+        return torch.autograd.grad(e, leaf, ones)[0]
+    return _engine((e,), (ones,), False, False, (leaf,), False, accumulate_grad=False)[0]
 
 
 def squared_gradient(energy: EnergyFn, x: Tensor) -> Tensor:
