@@ -199,12 +199,12 @@ class DataEBM(Learner):
         """How the last step's chains and energies fare: scalars.
 
         `energy_gap`, E on the data minus E on the negatives, swings around zero in a healthy run;
-        `energy_spread`, the standard deviation of E on either; `gradient_first` and
-        `gradient_last`, the mean norm of the chain's gradient at its start and its end;
-        `displacement`, the root mean square of x⁻ − start per number; `data_scale` and
+        `energy_spread`, the standard deviation of E on either, where there are two rows or more;
+        `gradient_first` and `gradient_last`, the mean norm of the chain's gradient at its start and
+        its end; `displacement`, the root mean square of x⁻ − start per number; `data_scale` and
         `negative_scale`, the root mean squares of the numbers; `out_of_range`, the share of
         negative numbers beyond [−1, 1]; `mean_error`, the mean squared difference of the mean
-        datum and the mean negative.
+        datum and the mean negative; and the `diagnostics` of the negatives.
         """
         assert self._step is not None
         x, drawn, positive, negative = self._step
@@ -215,7 +215,6 @@ class DataEBM(Learner):
         ]
         signs = {
             "energy_gap": positive.mean() - negative.mean(),
-            "energy_spread": (0.5 * (positive.var() + negative.var())).sqrt(),
             "energy_data": positive.mean(),
             "gradient_first": norms[0],
             "gradient_last": norms[1],
@@ -224,6 +223,9 @@ class DataEBM(Learner):
             "negative_scale": drawn.x.square().mean().sqrt(),
             "mean_error": (x.mean(0) - drawn.x.mean(0)).square().mean(),
         }
+        variances = [e.var(correction=0) for e in (positive, negative) if len(e) > 1]
+        if variances:  # one row has no spread
+            signs["energy_spread"] = torch.stack(variances).mean().sqrt()
         if x.dim() == 4:
             signs["out_of_range"] = (drawn.x.abs() > 1).float().mean()
         return signs | self.negatives.diagnostics

@@ -36,7 +36,8 @@ class DivergenceGuard(Callback):
     Arguments:
         patience: Looks in a row.
         max_separation: Largest |energy gap| in standard deviations of the energy among data or
-            negatives. Beyond, the energy tells the two apart far faster than chains can move.
+            negatives. Beyond, the energy tells the two apart far faster than chains can move. Steps
+            of one datum and one chain have no such deviation, and are not judged by it.
         max_scale: Largest root mean square of negatives, in units of that of the data.
         max_displacement: Farthest a chain may move, as a root mean square in the same units.
         max_gradient_growth: Largest norm of a component's gradient, in units of its median so far.
@@ -158,7 +159,7 @@ class DivergenceGuard(Callback):
     def _complaints(self, signs: Mapping[str, float]) -> dict[str, str]:
         """Signs that are out of bounds, and what each asks for."""
         found: dict[str, str] = {}
-        gap, spread = signs.get("energy_gap", 0.0), signs.get("energy_spread", 1.0)
+        gap, spread = signs.get("energy_gap", 0.0), signs.get("energy_spread", float("inf"))
         scale = max(signs.get("data_scale", 1.0), 1e-12)
         if abs(gap) > self.max_separation * spread:
             way = (

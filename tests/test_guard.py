@@ -10,7 +10,11 @@ import torch
 import yaml
 
 from eblvm.cli import recipe_root
-from eblvm.models import DivergenceGuard
+from eblvm.energies import GaussianReference
+from eblvm.models import DataEBM, DivergenceGuard
+from eblvm.models.networks import MLPEnergy
+from eblvm.negatives import NoiseNegatives
+from eblvm.samplers import Langevin
 
 HEALTHY = {
     "energy_gap": 0.3,
@@ -44,6 +48,27 @@ def test_each_sign_has_its_lever_and_is_given_time(signs, words):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_counts_at_once(value):
     assert "gradient_last is" in DivergenceGuard().judge(HEALTHY | {"gradient_last": value})
+
+
+def test_one_row_has_no_spread_and_is_no_trouble():
+    negatives = NoiseNegatives([1], Langevin(2, 0.1))
+    model = DataEBM(MLPEnergy(1, [4]), negatives, {"energy": 1e-3})
+    x = torch.tensor([[0.5], [1.5], [3.0]])
+    for rows, chains in ((3, 3), (3, 1), (1, 3), (1, 1)):
+        negatives.num_chains = chains
+        model.terms((x[:rows], torch.zeros(rows)), torch.Generator().manual_seed(0))
+        signs = {name: float(value) for name, value in model.vital_signs().items()}
+        assert all(map(math.isfinite, signs.values())), (rows, chains)
+        positive, negative = model._step[2:]
+        deviations = [e.std(correction=0) for e in (positive, negative) if len(e) > 1]
+        if deviations:  # their quadratic mean
+            truth = math.sqrt(sum(float(d) ** 2 for d in deviations) / len(deviations))
+            assert signs["energy_spread"] == pytest.approx(truth)
+        else:
+            assert "energy_spread" not in signs
+    guard = DivergenceGuard(patience=1)
+    far = {name: value for name, value in HEALTHY.items() if name != "energy_spread"}
+    assert guard.judge(far | {"energy_gap": -50.0}) is None
 
 
 def test_a_burst_of_a_gradient_is_seen_against_its_median():
@@ -118,10 +143,6 @@ def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
     assert events and "the chain's step size times 0.5" in events[0]
     assert float(checkpoint["state_dict"]["negatives._extra_state"]) == 0.5 ** len(events)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.3
-
-    from eblvm.energies import GaussianReference
-    from eblvm.negatives import NoiseNegatives
-    from eblvm.samplers import Langevin
 
     negatives = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
     negatives.step_factor = 0.5
