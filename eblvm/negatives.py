@@ -17,7 +17,7 @@ detached.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,30 +85,54 @@ class Negatives(nn.Module, ABC):
         num_chains: Chains per step; as many as there are data if None.
     """
 
+    factor: Tensor
+
     def __init__(self, sampler: Kernel, num_chains: int | None = None) -> None:
         super().__init__()
         if num_chains is not None and num_chains < 1:
             raise ValueError(f"num_chains is {num_chains}; expected 1 or more, or None.")
         self._sampler = sampler
         self.num_chains = num_chains
-        self.step_factor = 1.0
-        """A factor on the kernel's step size, kept in checkpoints: what a guard lowered it to."""
+        self.register_buffer("factor", torch.ones((), dtype=torch.float64))
         self.diagnostics: dict[str, Tensor] = {}
         """What the last `loss` saw: scalars, detached, for the log."""
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.step_factor, dtype=torch.float64)
+    @property
+    def step_factor(self) -> float:
+        """A factor on the kernel's step size: what a guard lowered it to.
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.step_factor = float(state)
+        A buffer, so that checkpoints and averaged copies of a model have it.
+        """
+        return float(self.factor)
+
+    @step_factor.setter
+    def step_factor(self, value: float) -> None:
+        self.factor.fill_(value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Negatives":
+        """As of any module, but the factor stays a float64 on the processor.
+
+        There it is read without waiting for a GPU, whoever changed it last.
+        """
+        factor = self.factor
+        super()._apply(fn, recurse)
+        self.factor = factor
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Checkpoints of earlier versions have the factor under another name."""
+        if f"{prefix}_extra_state" in state_dict:
+            state_dict[f"{prefix}factor"] = state_dict.pop(f"{prefix}_extra_state")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def sampler(self) -> Kernel:
         """The chain, its step size times `step_factor`."""
-        if self.step_factor == 1.0:
+        factor = self.step_factor
+        if factor == 1.0:
             return self._sampler
         settings: Any = self._sampler
-        size, factor = settings.step_size, self.step_factor
+        size = settings.step_size
         scaled = [s * factor for s in size] if isinstance(size, Sequence) else size * factor
         return dataclasses.replace(settings, step_size=scaled)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.optim.swa_utils import AveragedModel
 
+from eblvm.checkpoint import load
 from eblvm.cli import recipe_root
 from eblvm.energies import GaussianReference
 from eblvm.models import DataEBM, DivergenceGuard
@@ -135,15 +137,26 @@ def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
 
 def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
     recipe = diverging(tmp_path, returns=12, lever="step_size", keep_every=3, patience=3)
-    done = eblvm("fit", "--config", recipe)
+    done = eblvm("fit", "--config", recipe, "--ema=0.9")
     assert done.status == 0, done.err
     (last,) = Path("runs").rglob("last.ckpt")
     checkpoint = torch.load(last)
     (events,) = (s["events"] for s in checkpoint["callbacks"].values() if "events" in s)
     assert events and "the chain's step size times 0.5" in events[0]
-    assert float(checkpoint["state_dict"]["negatives._extra_state"]) == 0.5 ** len(events)
+    for weights in (checkpoint["state_dict"], checkpoint["current_model_state"]):  # averaged, not
+        assert float(weights["negatives.factor"]) == 0.5 ** len(events)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.3
 
+    for weights in (checkpoint["state_dict"], checkpoint["current_model_state"]):
+        weights["negatives._extra_state"] = weights.pop("negatives.factor")  # as it once was
+    old = last.with_name("old.ckpt")
+    torch.save(checkpoint, old)
+    assert load(old).negatives.step_factor == 0.5 ** len(events)
+    done = eblvm("fit", "--ckpt_path", old, "--trainer.max_steps=61")
+    assert done.status == 0, done.err
+
+
+def test_a_step_size_is_lowered_in_all_copies_of_the_chain():
     negatives = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
     negatives.step_factor = 0.5
     twin = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
@@ -152,3 +165,16 @@ def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
     start = torch.ones(2, 1)
     expected = start * (1 - 0.2**2 / 2) ** 10
     torch.testing.assert_close(twin.sampler(GaussianReference(1.0), start), expected)
+
+    once = {"_extra_state": torch.tensor(0.25, dtype=torch.float64)}  # its name in old checkpoints
+    twin.load_state_dict(once)
+    assert twin.step_factor == 0.25 and list(once) == ["_extra_state"]
+    with pytest.raises(RuntimeError, match="factor"):
+        twin.load_state_dict({})
+    averaged = AveragedModel(twin)
+    twin.step_factor = 0.1
+    averaged.update_parameters(twin)
+    assert averaged.module.step_factor == 0.1
+    # read without waiting for a device, exact in any precision
+    moved = twin.to("meta").to(torch.bfloat16)
+    assert moved.step_factor == 0.1 and moved.origin.dtype == torch.bfloat16
