@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
 from torch.optim.swa_utils import AveragedModel
 
 from eblvm.checkpoint import load
 from eblvm.cli import recipe_root
+from eblvm.data import DensityDataModule, EightGaussians
 from eblvm.energies import GaussianReference
 from eblvm.models import DataEBM, DivergenceGuard
 from eblvm.models.networks import MLPEnergy
@@ -133,6 +136,47 @@ def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
     with next(Path("runs").rglob("metrics.csv")).open() as file:
         returns = [r["guard/returns"] for r in csv.DictReader(file) if r.get("guard/returns")]
     assert returns and float(returns[-1]) == len(events)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lever", ["learning_rate", "step_size"])
+@pytest.mark.parametrize("guard_first", [True, False])
+def test_averaged_weights_are_as_if_the_bad_steps_had_not_been(lever, guard_first, tmp_path):
+    negatives = NoiseNegatives([2], Langevin(3, 0.1))
+    model = DataEBM(MLPEnergy(2, [8]), negatives, {"energy": 1e-2}, GaussianReference(3.0))
+    recorded = []
+
+    def spoil(trainer, module, optimizer):
+        for parameter in module.parameters():
+            parameter.grad.mul_(math.nan if trainer.global_step == 4 else 1.0)
+
+    def record(trainer, module, *rest):
+        recorded.append([p.detach().clone() for p in module.parameters()])
+
+    first = LambdaCallback(on_before_optimizer_step=spoil)
+    last = LambdaCallback(on_train_batch_end=record)
+    average = EMAWeightAveraging(decay=0.9, use_buffers=False)
+    both = [DivergenceGuard(returns=1, keep_every=1, lever=lever), average]
+    Trainer(
+        max_steps=8,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[first, *both[:: 1 if guard_first else -1], last],
+    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=320, num_val=8, num_test=8))
+    # looks keep every state, the older of two is gone back to: from step 5 to that after step 3
+    for back, kept in zip(recorded[4], recorded[2], strict=True):
+        assert torch.equal(back, kept)
+    by_hand, *others = [recorded[i - 1] for i in (1, 2, 3, 6, 7, 8)]
+    for weights in others:
+        by_hand = [0.9 * a + 0.1 * w for a, w in zip(by_hand, weights, strict=True)]
+    for parameter, truth in zip(model.parameters(), by_hand, strict=True):  # averaged, at the end
+        torch.testing.assert_close(parameter, truth)
+    assert model.negatives.step_factor == (0.5 if lever == "step_size" else 1.0)
 
 
 def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
