@@ -95,7 +95,7 @@ class DataEBM(Learner):
         self.energy_penalty = energy_penalty
         self.sampling_steps = sampling_steps
         self.signs: dict[str, Tensor] = {}
-        """The latest figures of `vital_signs`."""
+        """The latest `vital_signs` of training, which a guard judges."""
         self.goes_back = False
         """Set by a guard that goes back to a good state: what is not finite is its affair."""
         self.trouble: str | None = None
@@ -179,7 +179,9 @@ class DataEBM(Learner):
         means = {name: term.mean() for name, term in terms.items()}
         loss = torch.stack(list(means.values())).sum()
         log = {**means, "loss": loss}
-        if stage != "train" or self._looks():
+        if stage != "train":
+            log |= self.vital_signs()
+        elif self._looks():
             self.signs = self.vital_signs()
             log |= self.signs
         self.log_dict(

@@ -33,9 +33,10 @@ class DivergenceError(NonFiniteError):
 class DivergenceGuard(Callback):
     """Watches a learner's vital signs and the gradients of its components; stops, or goes back.
 
-    It looks when the trainer logs (`log_every_n_steps`). A sign must be bad for `patience` looks in
-    a row, except one that is not finite, which counts at once. Nothing is ever masked: going back
-    is logged as `guard/returns` and said on the terminal. Averaged weights go back, too.
+    It looks at steps of training, when the trainer logs (`log_every_n_steps`). A sign must be bad
+    for `patience` looks in a row, except one that is not finite, which counts at once. Nothing is
+    ever masked: going back is logged as `guard/returns` and said on the terminal. Averaged weights
+    go back, too.
 
     Arguments:
         patience: Looks in a row.
@@ -45,7 +46,10 @@ class DivergenceGuard(Callback):
         max_scale: Largest root mean square of negatives, in units of that of the data.
         max_displacement: Farthest a chain may move, as a root mean square in the same units.
         max_gradient_growth: Largest norm of a component's gradient, in units of its median so far.
-        max_buffer_age: Highest mean number of visits to a state of a replay buffer.
+        max_buffer_age: Highest mean number of visits to a state of a replay buffer; None sets no
+            bound. The mean tends to 1/restart_probability, 20 for 0.05, whatever the capacity, so a
+            bound above that never speaks: it is for chains that hardly ever begin anew, or never,
+            whose age grows with training for good.
         returns: How often to go back to the last good state before stopping; 0 stops at once.
         lever: What is lowered then: all learning rates, or the step size of the chain.
         factor: By what factor.
@@ -60,7 +64,7 @@ class DivergenceGuard(Callback):
         max_scale: float = 5.0,
         max_displacement: float = 5.0,
         max_gradient_growth: float = 1e4,
-        max_buffer_age: float = 1e5,
+        max_buffer_age: float | None = None,
         returns: int = 0,
         lever: Literal["learning_rate", "step_size"] = "learning_rate",
         factor: float = 0.5,
@@ -189,10 +193,12 @@ class DivergenceGuard(Callback):
                 f"{scale:.3g}: they overshoot. Lower the sampler's step_size, or the learning rate "
                 "of the energy."
             )
-        if (age := signs.get("buffer_age", 0.0)) > self.max_buffer_age:
+        age, oldest = signs.get("buffer_age", 0.0), self.max_buffer_age
+        if oldest is not None and age > oldest:
             found["age"] = (
                 f"states of the replay buffer were visited {age:.3g} times on average and have "
-                "lost touch with fresh chains. Raise restart_probability, or lower capacity."
+                f"lost touch with fresh chains. Raise restart_probability above {1 / oldest:.3g}: "
+                "the mean tends to its inverse."
             )
         for name, history in self._norms.items():
             if len(history) >= 20 and history[-1] > self.max_gradient_growth * median(history):

@@ -18,7 +18,7 @@ from eblvm.data import DensityDataModule, EightGaussians
 from eblvm.energies import GaussianReference
 from eblvm.models import DataEBM, DivergenceGuard
 from eblvm.models.networks import MLPEnergy
-from eblvm.negatives import NoiseNegatives
+from eblvm.negatives import NoiseNegatives, PersistentNegatives
 from eblvm.samplers import Langevin
 
 HEALTHY = {
@@ -41,7 +41,7 @@ HEALTHY = {
     ],
 )
 def test_each_sign_has_its_lever_and_is_given_time(signs, words):
-    guard = DivergenceGuard(patience=3)
+    guard = DivergenceGuard(patience=3, max_buffer_age=100.0)
     assert [guard.judge(HEALTHY) for _ in range(5)] == [None] * 5
     assert guard.judge(HEALTHY | signs) is None
     assert guard.judge(HEALTHY | signs) is None
@@ -136,6 +136,52 @@ def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
     with next(Path("runs").rglob("metrics.csv")).open() as file:
         returns = [r["guard/returns"] for r in csv.DictReader(file) if r.get("guard/returns")]
     assert returns and float(returns[-1]) == len(events)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validation_is_no_look(tmp_path):
+    # one batch of data far away, by which training would be judged to diverge
+    class Shifted(DataEBM):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step((batch[0] + 1e4, batch[1]), batch_idx)
+
+    seen = []
+
+    class Guard(DivergenceGuard):
+        def judge(self, signs):
+            seen.append(signs["data_scale"])
+            return super().judge(signs)
+
+    negatives = NoiseNegatives([2], Langevin(3, 0.1))
+    model = Shifted(MLPEnergy(2, [8]), negatives, {"energy": 1e-3}, GaussianReference(3.0))
+    Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        log_every_n_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[Guard(patience=1)],
+    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=128, num_val=8, num_test=8))
+    assert len(seen) == 6 and max(seen) < 10  # every other of twelve steps of training
+
+
+def test_ages_tend_to_the_inverse_of_the_restart_probability():
+    # visits since a chain began are geometric: mean 1/p, standard deviation √(1 − p)/p
+    p, capacity = 0.1, 2000
+    negatives = PersistentNegatives([1], Langevin(0, 0.1), capacity=capacity, restart_probability=p)
+    for step in range(150):  # 75 visits of each state: (1 − p)⁷⁵ is 0.0004
+        drawn = negatives(GaussianReference(1.0), 1000, torch.Generator().manual_seed(step))
+        negatives.keep(drawn)
+    ages = negatives.buffer.ages.double()
+    assert abs(ages.mean() - 1 / p) < 4 * (1 - p) ** 0.5 / p * capacity**-0.5
+    negatives.loss(drawn)
+    age = float(negatives.diagnostics["buffer_age"])
+    assert DivergenceGuard(patience=1).judge(HEALTHY | {"buffer_age": age}) is None
+    complaint = DivergenceGuard(patience=1, max_buffer_age=5).judge(HEALTHY | {"buffer_age": age})
+    assert "Raise restart_probability above 0.2" in complaint
 
 
 @pytest.mark.filterwarnings("ignore")
