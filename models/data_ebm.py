@@ -1,5 +1,6 @@
 """The learner of energies of data: short-run, persistent, cooperative, amortized."""
 
+import math
 from typing import Any
 
 import torch
@@ -346,16 +347,22 @@ class DataEBM(Learner):
 
         Arguments:
             num: Chains.
-            frames: States after the start, evenly spaced; as many as there are steps, if fewer.
+            frames: States after the start, as evenly spaced as whole steps allow, the last that of
+                the last step; as many as there are steps, if these are fewer.
             generator: Source of the noise.
             num_steps: Steps; `sampling_steps` if None.
             condition: As in `draw`.
         """
+        if frames < 1:
+            raise ValueError(f"frames is {frames}; expected 1 or more.")
         drawn = self.draw(num, generator, condition, num_steps=0)
         kernel = self._kernel(num_steps)
-        every = max(1, kernel.num_steps // max(1, frames))
+        shown = min(frames, kernel.num_steps)
+        steps = [i * kernel.num_steps // shown for i in range(1, shown + 1)]
+        every = math.gcd(*steps) or 1  # of no steps at all
         chain = kernel.run(self.potential(drawn.condition), drawn.start, generator, every)
-        return torch.cat([drawn.start[None], chain.trajectory])
+        states = [chain.trajectory[step // every - 1] for step in steps]
+        return torch.stack([drawn.start, *states])
 
     def inpaint(
         self,

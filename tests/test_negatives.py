@@ -208,6 +208,27 @@ def test_what_is_drawn_may_be_refined_longer_than_in_training():
         learner(Linear(1.0), amortized(Langevin(1, 0.1)), sampling_steps=-1)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 7, 8, 15, 24, 50])
+@pytest.mark.parametrize("frames", [1, 8, 9])
+def test_a_film_has_the_frames_that_were_asked_for(frames, num_steps):
+    settings = {"reference": GaussianReference(1.0)}
+    model = learner(Linear(1.0), amortized(Langevin(4, 0.3, noise_scale=0.0)), **settings)
+    film = model.film(3, frames, seeded(2), num_steps)
+    shown = min(frames, num_steps)
+    assert film.shape == (shown + 1, 3, 1)
+    start = model.sample(3, seeded(2), num_steps=0)
+    # the mode is 1, and each step comes closer to it by r: the distance tells which step it is
+    r = 1 - 0.3**2 / 2
+    steps = (((film - 1) / (start - 1)).log() / torch.tensor(r, dtype=F64).log())[:, 0, 0]
+    torch.testing.assert_close(steps, steps.round())
+    gaps = steps.round().diff()
+    if shown:
+        assert gaps.max() - gaps.min() <= 1 and steps[0] == 0
+    assert torch.equal(film[-1], model.sample(3, seeded(2), num_steps=num_steps))
+    with pytest.raises(ValueError, match="frames is 0; expected 1 or more"):
+        model.film(3, 0)
+
+
 def test_without_divergence_and_with_the_first_latent_it_is_cooperative_regression():
     class Remembered(nn.Module):
         """An encoder that knows the latent of the start, without doubt."""
