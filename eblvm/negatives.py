@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .latent import LatentVariableModel, bound
 from .likelihoods import Likelihood
-from .posteriors import AmortizedPosterior
-from .priors import Prior
+from .objectives.variational import gaussian_kl
+from .priors import GaussianPrior, Prior
 from .samplers import ChainSetup, EnergyFn, Kernel, noise_like
 from .samplers.buffer import ReplayBuffer
 
@@ -413,6 +413,9 @@ class AmortizedNegatives(GeneratedNegatives):
     VAE beside which the energy learns, in between it learns both, and a perfect model is a fixed
     point for each w. While the chains are far from the data, their ends teach little of them.
 
+    Under a Gaussian prior its diagnostics are the KL per latent unit, in nats: `kl_per_unit`, the
+    mean over units, and `kl_smallest_unit` and `kl_largest_unit`; a unit at zero holds nothing.
+
     The released code minimizes ‖x̃ − g(z)‖² + w KL; that is 2σ² times this loss with σ² = w/2 and
     `kl_weight` 1.
 
@@ -481,10 +484,17 @@ class AmortizedNegatives(GeneratedNegatives):
         self, draw: Draw, generator: torch.Generator | None, weight: float
     ) -> dict[str, Tensor]:
         """The terms of L at the ends of a draw, times a weight."""
-        terms = self.latent.given(draw.condition).loss(draw.x, generator)
+        latent = self.latent.given(draw.condition)
+        inference = latent.infer(draw.x, generator)
+        terms = latent.loss(draw.x, generator, inference)
         self.diagnostics = dict(self.latent.prior.diagnostics)
-        if isinstance(self.latent.posterior, AmortizedPosterior):
-            per_unit = terms["prior"].detach().mean() / self.latent.prior.latent_dim
-            self.diagnostics["kl_per_unit"] = per_unit
+        mean, log_variance = inference.mean, inference.log_variance
+        exact = type(self.latent.prior) is GaussianPrior  # of others log Z is not known
+        if exact and mean is not None and log_variance is not None:
+            with torch.no_grad():
+                of_units = gaussian_kl(mean[..., None], log_variance[..., None]).mean(0)  # (D,)
+            self.diagnostics["kl_per_unit"] = of_units.mean()
+            self.diagnostics["kl_smallest_unit"] = of_units.min()
+            self.diagnostics["kl_largest_unit"] = of_units.max()
         factors = {"prior": weight * self.kl_weight}
         return {name: factors.get(name, weight) * term for name, term in terms.items()}

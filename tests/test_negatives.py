@@ -18,7 +18,7 @@ from eblvm.negatives import (
     with_steps,
 )
 from eblvm.posteriors import AmortizedPosterior
-from eblvm.priors import GaussianPrior
+from eblvm.priors import EnergyPrior, GaussianPrior
 from eblvm.samplers import HMC, MALA, Langevin
 
 F64 = torch.float64
@@ -316,6 +316,38 @@ def test_a_vae_may_learn_data_beside_the_ends_of_chains():
     torch.testing.assert_close(negatives.diagnostics["kl_per_unit"], kl.detach())
     with pytest.raises(ValueError, match=r"data_weight is 1.5; expected a number in \[0, 1\]"):
         amortized(Langevin(1, 0.1), data_weight=1.5)
+
+
+def test_the_divergence_of_each_unit_tells_which_ones_hold_something():
+    class Fixed(nn.Module):
+        """q = N(m, diag v) whatever the image: units at the prior, a bit and far away from it."""
+
+        def forward(self, x):
+            mean, variance = x.new_tensor([0.0, 0.5, 3.0]), x.new_tensor([1.0, 0.7, 0.01])
+            return torch.cat([mean, variance.log()]).expand(len(x), 6)
+
+    def negatives(prior):
+        posterior = AmortizedPosterior(Fixed())
+        vae = LatentVariableModel(prior, posterior, GaussianLikelihood(nn.Linear(3, 2), 0.5))
+        return AmortizedNegatives(vae.to(F64), Langevin(0, 0.1))
+
+    x = torch.randn(5, 2, dtype=F64)
+    gaussian = negatives(GaussianPrior(3))
+    terms = gaussian.loss(Draw(x, x), seeded(0))
+    unit = torch.distributions.Normal(torch.zeros(3, dtype=F64), 1.0)
+    scale = torch.tensor([1.0, 0.7, 0.01], dtype=F64).sqrt()
+    q = torch.distributions.Normal(torch.tensor([0.0, 0.5, 3.0], dtype=F64), scale)
+    truth = torch.distributions.kl_divergence(q, unit)
+    found = gaussian.diagnostics
+    torch.testing.assert_close(found["kl_per_unit"], truth.mean())
+    torch.testing.assert_close(found["kl_smallest_unit"], truth[0])
+    torch.testing.assert_close(found["kl_largest_unit"], truth[2])
+    torch.testing.assert_close(terms["prior"].mean(), truth.sum())
+
+    # a tilt knows its energy up to a constant only: there is no such figure
+    tilted = negatives(EnergyPrior(3, MLPEnergy(3, [4]), Langevin(2, 0.1)))
+    tilted.loss(Draw(x, x), seeded(0))
+    assert not any(name.startswith("kl") for name in tilted.diagnostics)
 
 
 def test_chains_need_not_be_as_many_as_data():
