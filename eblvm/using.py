@@ -42,6 +42,11 @@ CHUNK = 1000
 """Samples that are drawn at once."""
 
 
+def portions(num: int) -> list[int]:
+    """How many samples are drawn at a time, `num` in all."""
+    return [min(CHUNK, num - start) for start in range(0, num, CHUNK)]
+
+
 def opened(
     ckpt: str, seed: int, device: str | None, *abilities: str
 ) -> tuple[Any, torch.Generator]:
@@ -153,17 +158,18 @@ def refined_samples(
                 raise UserError(f"--label is {label}, but the model knows no such class.")
             condition = torch.tensor([label], device=model.device)
         settings: dict[str, Any] = {"num_steps": steps, "condition": condition}
+        settings["generator"] = generator
         if strip:
-            rows = model.film(num, generator=generator, **settings).transpose(0, 1)
+            films = [model.film(n, **settings).transpose(0, 1).cpu() for n in portions(num)]
         else:
-            samples = model.sample(num, generator, **settings)
+            samples = torch.cat([model.sample(n, **settings).cpu() for n in portions(num)])
     if not strip:
         try:
-            save_samples(samples.cpu(), Path(out))
+            save_samples(samples, Path(out))
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         return f"{num} samples of {ckpt}: {out}"
-    save(rows, out)
+    save(torch.cat(films), out)
     return f"{num} chains of {ckpt}, a row each, from start to end: {out}"
 
 
@@ -204,8 +210,8 @@ def draw(
             options["label"] = torch.full((num,), symbol, device=model.device)
         begin = time.perf_counter()
         if not options:
-            size = CHUNK if vocabulary is None else num  # sentences of one call are as long
-            sizes = [min(size, num - start) for start in range(0, num, size)]
+            # sentences of one call are as long
+            sizes = portions(num) if vocabulary is None else [num]
             samples = torch.cat([model.sample(n, generator, noise).cpu() for n in sizes])
         elif hasattr(model, "latent"):
             samples = model.latent.sample(num, generator, noise, **options)

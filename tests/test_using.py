@@ -230,6 +230,30 @@ def test_the_verbs(eblvm, tmp_path):
     assert any(Path("runs").rglob("chains_*.png"))
 
 
+def test_no_more_than_a_portion_is_drawn_at_once(eblvm, monkeypatch):
+    Path("recipe.yaml").write_text(RECIPE)
+    done = eblvm("fit", "--config", "recipe.yaml", "--threads=1", "--trainer.callbacks=[]")
+    assert done.status == 0, done.err
+    (ckpt,) = Path("runs").rglob("best.ckpt")
+    monkeypatch.setattr("eblvm.using.CHUNK", 3)
+    drawn = []
+    draw = DataEBM.draw
+    monkeypatch.setattr(DataEBM, "draw", lambda *a, **k: drawn.append(a[1]) or draw(*a, **k))
+
+    def draws(*more):
+        drawn.clear()
+        done = eblvm("sample", "--ckpt", ckpt, "--num", 7, "--out", "x.pt", *more)
+        assert done.status == 0, done.err
+        assert drawn == [3, 3, 1]
+        return torch.load("x.pt")
+
+    plain, refined = draws(), draws("--steps", 4)
+    assert plain.shape == (7, 1, 8, 8) and torch.equal(refined, plain)  # 4 as in training
+    strips = draws("--strip")
+    assert strips.shape == (7, 5, 1, 8, 8)
+    torch.testing.assert_close(strips[:, -1], plain)
+
+
 def size_of(eblvm, ckpt, verb, *arguments, size):
     """Width over height of the picture that a verb makes."""
     done = eblvm(verb, "--ckpt", ckpt, *arguments, "--out", f"{verb}.png")
