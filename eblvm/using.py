@@ -342,7 +342,15 @@ def interpolate(
     seed: int,
     device: str | None,
 ) -> str:
-    """A row for each path; where there is a chain, every point is refined."""
+    """A row for each path; where there is a chain, every point is refined.
+
+    A path has one condition from end to end. Between draws of the prior it is the next of the
+    model's examples; between data it is theirs, so that these are pairs of one class.
+
+    Raises:
+        UserError: If the model has no latents, or the data are too few, or cannot be paired because
+            each has a condition of its own.
+    """
     with mendable():
         model, generator = opened(ckpt, seed, device)
         latent = getattr(model, "latent", None)
@@ -350,13 +358,13 @@ def interpolate(
             chain_of(model, "interpolate")
         condition: Tensor | None = None
         if data:
-            x, given = test_data(ckpt, 2 * num, model)
+            x, condition = pairs(ckpt, num, model)
             if latent is not None:
                 inference = latent.infer(x, generator)
                 z = inference.z if inference.mean is None else inference.mean
             else:
-                z = model.encode(x, generator, given)
-            condition = None if given is None else given[:num]
+                twice = None if condition is None else condition.repeat(2)
+                z = model.encode(x, generator, twice)
         else:
             prior = latent.prior if latent is not None else getattr(model.negatives, "prior", None)
             if prior is None:
@@ -378,6 +386,38 @@ def interpolate(
             images = model.refine(model.decode(path, condition), generator, steps, condition)
     save(images.unflatten(0, (num, points)), out)
     return f"{num} paths of {points} points, a row each: {out}"
+
+
+def pairs(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
+    """Test data to walk between, `(2 num, *event)`, and the class that both ends of a path have.
+
+    The first half are where the paths begin, the second where they end. The classes are `(num,)`,
+    or None for a model without a condition.
+    """
+    conditional = getattr(model, "condition", None)
+    num_classes = getattr(conditional, "num_classes", 0)
+    if conditional is not None and not num_classes:
+        raise UserError(
+            "test data have a condition each, so there are no two to walk between under one; drop "
+            "--data to walk between draws of the prior."
+        )
+    # however the classes fall, at most one datum of each is left without a partner
+    x, label = test_data(ckpt, 2 * num + num_classes, model)
+    waiting: dict[int, int] = {}
+    found: list[tuple[int, int]] = []
+    for i in range(len(x)):
+        key = 0 if label is None else int(label[i])
+        if key in waiting:
+            found.append((waiting.pop(key), i))
+        else:
+            waiting[key] = i
+    if len(found) < num:
+        raise UserError(
+            f"--num is {num}, but the test data make {len(found)} pairs"
+            f"{' of one class' if num_classes else ''}."
+        )
+    first, last = torch.tensor(found[:num], device=x.device).T
+    return torch.cat([x[first], x[last]]), None if label is None else label[first]
 
 
 def inpaint(
