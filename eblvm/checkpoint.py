@@ -62,6 +62,8 @@ def diagnosis(path: Path, error: Exception) -> str:
 def check_weights(model: LightningModule, weights: dict[str, Any], path: str | Path) -> None:
     """Raise a `UserError` that names the differences, if the weights are not this model's."""
     own = model.state_dict()
+    # `Negatives` reads both: earlier versions had its factor under another name.
+    weights = {name.replace("._extra_state", ".factor"): v for name, v in weights.items()}
     missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     sizes = [
         f"{n}: {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} in the model"

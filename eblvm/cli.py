@@ -217,7 +217,7 @@ def use(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")
     if command == "interpolate":
         parser.add_argument("--points", type=int, default=9, help="points on each path (9)")
-        parser.add_argument("--data", action="store_true", help="between test data, not draws")
+        parser.add_argument("--data", action="store_true", help="between test data (of one class)")
         parser.add_argument("--linear", action="store_true", help="a straight line, not an arc")
     if command == "inpaint":
         choices = ("lower", "upper", "left", "right", "center")

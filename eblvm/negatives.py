@@ -17,7 +17,7 @@ detached.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .latent import LatentVariableModel, bound
 from .likelihoods import Likelihood
-from .posteriors import AmortizedPosterior
-from .priors import Prior
+from .objectives.variational import gaussian_kl
+from .priors import GaussianPrior, Prior
 from .samplers import ChainSetup, EnergyFn, Kernel, noise_like
 from .samplers.buffer import ReplayBuffer
 
@@ -85,30 +85,54 @@ class Negatives(nn.Module, ABC):
         num_chains: Chains per step; as many as there are data if None.
     """
 
+    factor: Tensor
+
     def __init__(self, sampler: Kernel, num_chains: int | None = None) -> None:
         super().__init__()
         if num_chains is not None and num_chains < 1:
             raise ValueError(f"num_chains is {num_chains}; expected 1 or more, or None.")
         self._sampler = sampler
         self.num_chains = num_chains
-        self.step_factor = 1.0
-        """A factor on the kernel's step size, kept in checkpoints: what a guard lowered it to."""
+        self.register_buffer("factor", torch.ones((), dtype=torch.float64))
         self.diagnostics: dict[str, Tensor] = {}
         """What the last `loss` saw: scalars, detached, for the log."""
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.step_factor, dtype=torch.float64)
+    @property
+    def step_factor(self) -> float:
+        """A factor on the kernel's step size: what a guard lowered it to.
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.step_factor = float(state)
+        A buffer, so that checkpoints and averaged copies of a model have it.
+        """
+        return float(self.factor)
+
+    @step_factor.setter
+    def step_factor(self, value: float) -> None:
+        self.factor.fill_(value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Negatives":
+        """As of any module, but the factor stays a float64 on the processor.
+
+        There it is read without waiting for a GPU, whoever changed it last.
+        """
+        factor = self.factor
+        super()._apply(fn, recurse)
+        self.factor = factor
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Checkpoints of earlier versions have the factor under another name."""
+        if f"{prefix}_extra_state" in state_dict:
+            state_dict[f"{prefix}factor"] = state_dict.pop(f"{prefix}_extra_state")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def sampler(self) -> Kernel:
         """The chain, its step size times `step_factor`."""
-        if self.step_factor == 1.0:
+        factor = self.step_factor
+        if factor == 1.0:
             return self._sampler
         settings: Any = self._sampler
-        size, factor = settings.step_size, self.step_factor
+        size = settings.step_size
         scaled = [s * factor for s in size] if isinstance(size, Sequence) else size * factor
         return dataclasses.replace(settings, step_size=scaled)
 
@@ -389,6 +413,9 @@ class AmortizedNegatives(GeneratedNegatives):
     VAE beside which the energy learns, in between it learns both, and a perfect model is a fixed
     point for each w. While the chains are far from the data, their ends teach little of them.
 
+    Under a Gaussian prior its diagnostics are the KL per latent unit, in nats: `kl_per_unit`, the
+    mean over units, and `kl_smallest_unit` and `kl_largest_unit`; a unit at zero holds nothing.
+
     The released code minimizes ‖x̃ − g(z)‖² + w KL; that is 2σ² times this loss with σ² = w/2 and
     `kl_weight` 1.
 
@@ -457,10 +484,17 @@ class AmortizedNegatives(GeneratedNegatives):
         self, draw: Draw, generator: torch.Generator | None, weight: float
     ) -> dict[str, Tensor]:
         """The terms of L at the ends of a draw, times a weight."""
-        terms = self.latent.given(draw.condition).loss(draw.x, generator)
+        latent = self.latent.given(draw.condition)
+        inference = latent.infer(draw.x, generator)
+        terms = latent.loss(draw.x, generator, inference)
         self.diagnostics = dict(self.latent.prior.diagnostics)
-        if isinstance(self.latent.posterior, AmortizedPosterior):
-            per_unit = terms["prior"].detach().mean() / self.latent.prior.latent_dim
-            self.diagnostics["kl_per_unit"] = per_unit
+        mean, log_variance = inference.mean, inference.log_variance
+        exact = type(self.latent.prior) is GaussianPrior  # of others log Z is not known
+        if exact and mean is not None and log_variance is not None:
+            with torch.no_grad():
+                of_units = gaussian_kl(mean[..., None], log_variance[..., None]).mean(0)  # (D,)
+            self.diagnostics["kl_per_unit"] = of_units.mean()
+            self.diagnostics["kl_smallest_unit"] = of_units.min()
+            self.diagnostics["kl_largest_unit"] = of_units.max()
         factors = {"prior": weight * self.kl_weight}
         return {name: factors.get(name, weight) * term for name, term in terms.items()}

@@ -42,6 +42,11 @@ CHUNK = 1000
 """Samples that are drawn at once."""
 
 
+def portions(num: int) -> list[int]:
+    """How many samples are drawn at a time, `num` in all."""
+    return [min(CHUNK, num - start) for start in range(0, num, CHUNK)]
+
+
 def opened(
     ckpt: str, seed: int, device: str | None, *abilities: str
 ) -> tuple[Any, torch.Generator]:
@@ -153,17 +158,18 @@ def refined_samples(
                 raise UserError(f"--label is {label}, but the model knows no such class.")
             condition = torch.tensor([label], device=model.device)
         settings: dict[str, Any] = {"num_steps": steps, "condition": condition}
+        settings["generator"] = generator
         if strip:
-            rows = model.film(num, generator=generator, **settings).transpose(0, 1)
+            films = [model.film(n, **settings).transpose(0, 1).cpu() for n in portions(num)]
         else:
-            samples = model.sample(num, generator, **settings)
+            samples = torch.cat([model.sample(n, **settings).cpu() for n in portions(num)])
     if not strip:
         try:
-            save_samples(samples.cpu(), Path(out))
+            save_samples(samples, Path(out))
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         return f"{num} samples of {ckpt}: {out}"
-    save(rows, out)
+    save(torch.cat(films), out)
     return f"{num} chains of {ckpt}, a row each, from start to end: {out}"
 
 
@@ -204,8 +210,8 @@ def draw(
             options["label"] = torch.full((num,), symbol, device=model.device)
         begin = time.perf_counter()
         if not options:
-            size = CHUNK if vocabulary is None else num  # sentences of one call are as long
-            sizes = [min(size, num - start) for start in range(0, num, size)]
+            # sentences of one call are as long
+            sizes = portions(num) if vocabulary is None else [num]
             samples = torch.cat([model.sample(n, generator, noise).cpu() for n in sizes])
         elif hasattr(model, "latent"):
             samples = model.latent.sample(num, generator, noise, **options)
@@ -336,7 +342,15 @@ def interpolate(
     seed: int,
     device: str | None,
 ) -> str:
-    """A row for each path; where there is a chain, every point is refined."""
+    """A row for each path; where there is a chain, every point is refined.
+
+    A path has one condition from end to end. Between draws of the prior it is the next of the
+    model's examples; between data it is theirs, so that these are pairs of one class.
+
+    Raises:
+        UserError: If the model has no latents, or the data are too few, or cannot be paired because
+            each has a condition of its own.
+    """
     with mendable():
         model, generator = opened(ckpt, seed, device)
         latent = getattr(model, "latent", None)
@@ -344,13 +358,13 @@ def interpolate(
             chain_of(model, "interpolate")
         condition: Tensor | None = None
         if data:
-            x, given = test_data(ckpt, 2 * num, model)
+            x, condition = pairs(ckpt, num, model)
             if latent is not None:
                 inference = latent.infer(x, generator)
                 z = inference.z if inference.mean is None else inference.mean
             else:
-                z = model.encode(x, generator, given)
-            condition = None if given is None else given[:num]
+                twice = None if condition is None else condition.repeat(2)
+                z = model.encode(x, generator, twice)
         else:
             prior = latent.prior if latent is not None else getattr(model.negatives, "prior", None)
             if prior is None:
@@ -372,6 +386,38 @@ def interpolate(
             images = model.refine(model.decode(path, condition), generator, steps, condition)
     save(images.unflatten(0, (num, points)), out)
     return f"{num} paths of {points} points, a row each: {out}"
+
+
+def pairs(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
+    """Test data to walk between, `(2 num, *event)`, and the class that both ends of a path have.
+
+    The first half are where the paths begin, the second where they end. The classes are `(num,)`,
+    or None for a model without a condition.
+    """
+    conditional = getattr(model, "condition", None)
+    num_classes = getattr(conditional, "num_classes", 0)
+    if conditional is not None and not num_classes:
+        raise UserError(
+            "test data have a condition each, so there are no two to walk between under one; drop "
+            "--data to walk between draws of the prior."
+        )
+    # however the classes fall, at most one datum of each is left without a partner
+    x, label = test_data(ckpt, 2 * num + num_classes, model)
+    waiting: dict[int, int] = {}
+    found: list[tuple[int, int]] = []
+    for i in range(len(x)):
+        key = 0 if label is None else int(label[i])
+        if key in waiting:
+            found.append((waiting.pop(key), i))
+        else:
+            waiting[key] = i
+    if len(found) < num:
+        raise UserError(
+            f"--num is {num}, but the test data make {len(found)} pairs"
+            f"{' of one class' if num_classes else ''}."
+        )
+    first, last = torch.tensor(found[:num], device=x.device).T
+    return torch.cat([x[first], x[last]]), None if label is None else label[first]
 
 
 def inpaint(

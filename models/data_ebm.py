@@ -1,5 +1,6 @@
 """The learner of energies of data: short-run, persistent, cooperative, amortized."""
 
+import math
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class DataEBM(Learner):
         self.energy_penalty = energy_penalty
         self.sampling_steps = sampling_steps
         self.signs: dict[str, Tensor] = {}
-        """The latest figures of `vital_signs`."""
+        """The latest `vital_signs` of training, which a guard judges."""
         self.goes_back = False
         """Set by a guard that goes back to a good state: what is not finite is its affair."""
         self.trouble: str | None = None
@@ -179,7 +180,9 @@ class DataEBM(Learner):
         means = {name: term.mean() for name, term in terms.items()}
         loss = torch.stack(list(means.values())).sum()
         log = {**means, "loss": loss}
-        if stage != "train" or self._looks():
+        if stage != "train":
+            log |= self.vital_signs()
+        elif self._looks():
             self.signs = self.vital_signs()
             log |= self.signs
         self.log_dict(
@@ -199,12 +202,12 @@ class DataEBM(Learner):
         """How the last step's chains and energies fare: scalars.
 
         `energy_gap`, E on the data minus E on the negatives, swings around zero in a healthy run;
-        `energy_spread`, the standard deviation of E on either; `gradient_first` and
-        `gradient_last`, the mean norm of the chain's gradient at its start and its end;
-        `displacement`, the root mean square of x⁻ − start per number; `data_scale` and
+        `energy_spread`, the standard deviation of E on either, where there are two rows or more;
+        `gradient_first` and `gradient_last`, the mean norm of the chain's gradient at its start and
+        its end; `displacement`, the root mean square of x⁻ − start per number; `data_scale` and
         `negative_scale`, the root mean squares of the numbers; `out_of_range`, the share of
         negative numbers beyond [−1, 1]; `mean_error`, the mean squared difference of the mean
-        datum and the mean negative.
+        datum and the mean negative; and the `diagnostics` of the negatives.
         """
         assert self._step is not None
         x, drawn, positive, negative = self._step
@@ -215,7 +218,6 @@ class DataEBM(Learner):
         ]
         signs = {
             "energy_gap": positive.mean() - negative.mean(),
-            "energy_spread": (0.5 * (positive.var() + negative.var())).sqrt(),
             "energy_data": positive.mean(),
             "gradient_first": norms[0],
             "gradient_last": norms[1],
@@ -224,6 +226,9 @@ class DataEBM(Learner):
             "negative_scale": drawn.x.square().mean().sqrt(),
             "mean_error": (x.mean(0) - drawn.x.mean(0)).square().mean(),
         }
+        variances = [e.var(correction=0) for e in (positive, negative) if len(e) > 1]
+        if variances:  # one row has no spread
+            signs["energy_spread"] = torch.stack(variances).mean().sqrt()
         if x.dim() == 4:
             signs["out_of_range"] = (drawn.x.abs() > 1).float().mean()
         return signs | self.negatives.diagnostics
@@ -342,16 +347,22 @@ class DataEBM(Learner):
 
         Arguments:
             num: Chains.
-            frames: States after the start, evenly spaced; as many as there are steps, if fewer.
+            frames: States after the start, as evenly spaced as whole steps allow, the last that of
+                the last step; as many as there are steps, if these are fewer.
             generator: Source of the noise.
             num_steps: Steps; `sampling_steps` if None.
             condition: As in `draw`.
         """
+        if frames < 1:
+            raise ValueError(f"frames is {frames}; expected 1 or more.")
         drawn = self.draw(num, generator, condition, num_steps=0)
         kernel = self._kernel(num_steps)
-        every = max(1, kernel.num_steps // max(1, frames))
+        shown = min(frames, kernel.num_steps)
+        steps = [i * kernel.num_steps // shown for i in range(1, shown + 1)]
+        every = math.gcd(*steps) or 1  # of no steps at all
         chain = kernel.run(self.potential(drawn.condition), drawn.start, generator, every)
-        return torch.cat([drawn.start[None], chain.trajectory])
+        states = [chain.trajectory[step // every - 1] for step in steps]
+        return torch.stack([drawn.start, *states])
 
     def inpaint(
         self,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -20,6 +21,9 @@ from torch.nn.utils import get_total_norm
 from .learner import NonFiniteError
 
 __all__ = ["DivergenceError", "DivergenceGuard"]
+
+STEP_FACTOR = "negatives.factor"
+"""Where a learner's state has the factor on the step size of its chains."""
 
 
 class DivergenceError(NonFiniteError):
@@ -29,18 +33,23 @@ class DivergenceError(NonFiniteError):
 class DivergenceGuard(Callback):
     """Watches a learner's vital signs and the gradients of its components; stops, or goes back.
 
-    It looks when the trainer logs (`log_every_n_steps`). A sign must be bad for `patience` looks in
-    a row, except one that is not finite, which counts at once. Nothing is ever masked: going back
-    is logged as `guard/returns` and said on the terminal.
+    It looks at steps of training, when the trainer logs (`log_every_n_steps`). A sign must be bad
+    for `patience` looks in a row, except one that is not finite, which counts at once. Nothing is
+    ever masked: going back is logged as `guard/returns` and said on the terminal. Averaged weights
+    go back, too.
 
     Arguments:
         patience: Looks in a row.
         max_separation: Largest |energy gap| in standard deviations of the energy among data or
-            negatives. Beyond, the energy tells the two apart far faster than chains can move.
+            negatives. Beyond, the energy tells the two apart far faster than chains can move. Steps
+            of one datum and one chain have no such deviation, and are not judged by it.
         max_scale: Largest root mean square of negatives, in units of that of the data.
         max_displacement: Farthest a chain may move, as a root mean square in the same units.
         max_gradient_growth: Largest norm of a component's gradient, in units of its median so far.
-        max_buffer_age: Highest mean number of visits to a state of a replay buffer.
+        max_buffer_age: Highest mean number of visits to a state of a replay buffer; None sets no
+            bound. The mean tends to 1/restart_probability, 20 for 0.05, whatever the capacity, so a
+            bound above that never speaks: it is for chains that hardly ever begin anew, or never,
+            whose age grows with training for good.
         returns: How often to go back to the last good state before stopping; 0 stops at once.
         lever: What is lowered then: all learning rates, or the step size of the chain.
         factor: By what factor.
@@ -55,7 +64,7 @@ class DivergenceGuard(Callback):
         max_scale: float = 5.0,
         max_displacement: float = 5.0,
         max_gradient_growth: float = 1e4,
-        max_buffer_age: float = 1e5,
+        max_buffer_age: float | None = None,
         returns: int = 0,
         lever: Literal["learning_rate", "step_size"] = "learning_rate",
         factor: float = 0.5,
@@ -82,7 +91,7 @@ class DivergenceGuard(Callback):
         """What was done, in order."""
         self._bad: Counter[str] = Counter()
         self._norms: dict[str, deque[float]] = {}
-        self._kept: deque[tuple[dict[str, Any], dict[str, Any]]] = deque(maxlen=2)
+        self._kept: deque[dict[str, Any]] = deque(maxlen=2)
         self._looks = 0
         self._last: object = None
 
@@ -158,7 +167,7 @@ class DivergenceGuard(Callback):
     def _complaints(self, signs: Mapping[str, float]) -> dict[str, str]:
         """Signs that are out of bounds, and what each asks for."""
         found: dict[str, str] = {}
-        gap, spread = signs.get("energy_gap", 0.0), signs.get("energy_spread", 1.0)
+        gap, spread = signs.get("energy_gap", 0.0), signs.get("energy_spread", float("inf"))
         scale = max(signs.get("data_scale", 1.0), 1e-12)
         if abs(gap) > self.max_separation * spread:
             way = (
@@ -184,10 +193,12 @@ class DivergenceGuard(Callback):
                 f"{scale:.3g}: they overshoot. Lower the sampler's step_size, or the learning rate "
                 "of the energy."
             )
-        if (age := signs.get("buffer_age", 0.0)) > self.max_buffer_age:
+        age, oldest = signs.get("buffer_age", 0.0), self.max_buffer_age
+        if oldest is not None and age > oldest:
             found["age"] = (
                 f"states of the replay buffer were visited {age:.3g} times on average and have "
-                "lost touch with fresh chains. Raise restart_probability, or lower capacity."
+                f"lost touch with fresh chains. Raise restart_probability above {1 / oldest:.3g}: "
+                "the mean tends to its inverse."
             )
         for name, history in self._norms.items():
             if len(history) >= 20 and history[-1] > self.max_gradient_growth * median(history):
@@ -199,9 +210,18 @@ class DivergenceGuard(Callback):
         return found
 
     def _keep(self, trainer: Trainer, learner: LightningModule) -> None:
-        weights = {n: v.detach().cpu().clone() for n, v in learner.state_dict().items()}
-        if all(v.isfinite().all() for v in weights.values() if v.is_floating_point()):
-            self._kept.append((weights, copy.deepcopy(trainer.optimizers[0].state_dict())))
+        """Remember weights, averaged ones too, and the optimizer's state, if all are finite."""
+        state: dict[str, Any] = {"state_dict": learner.state_dict()}
+        for average in averages(trainer):
+            average.on_save_checkpoint(trainer, learner, state)
+        state = {
+            part: {name: v.detach().cpu().clone() for name, v in tensors.items()}
+            for part, tensors in state.items()
+        }
+        weights = [v for tensors in state.values() for v in tensors.values()]
+        if all(v.isfinite().all() for v in weights if v.is_floating_point()):
+            state["optimizer"] = copy.deepcopy(trainer.optimizers[0].state_dict())
+            self._kept.append(state)
 
     def _act(self, trainer: Trainer, learner: LightningModule, trouble: str) -> None:
         """Stop, or go back.
@@ -214,23 +234,14 @@ class DivergenceGuard(Callback):
         if done >= self.returns or not self._kept:
             after = f" after going back {done} times" if done else ""
             raise DivergenceError(f"training diverges at {where}{after}: {trouble}")
-        weights, states = self._kept[0]
-        self._kept = deque([self._kept[0]], maxlen=2)
-        optimizer = trainer.optimizers[0]
-        rates = [group["lr"] for group in optimizer.param_groups]
-        learner_any: Any = learner
-        negatives = getattr(learner_any, "negatives", None)
-        step_factor = getattr(negatives, "step_factor", 1.0)
-        learner.load_state_dict(weights)
-        optimizer.load_state_dict(copy.deepcopy(states))
+        state = self._kept[0]
+        self._kept = deque([state], maxlen=2)
         share = self.factor if self.lever == "learning_rate" else 1.0
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
-        for config in trainer.lr_scheduler_configs:
-            bases: Any = getattr(config.scheduler, "base_lrs", [])
-            config.scheduler.base_lrs = [base * share for base in bases]
-        if negatives is not None:
-            negatives.step_factor = step_factor * (self.factor / share)
+        step_factor = getattr(getattr(learner, "negatives", None), "step_factor", 1.0)
+        for weights in (state["state_dict"], state.get("current_model_state", {})):
+            if STEP_FACTOR in weights:
+                weights[STEP_FACTOR].fill_(step_factor * self.factor / share)
+        self._restore(trainer, learner, state, share)
         lowered = "learning rates" if self.lever == "learning_rate" else "the chain's step size"
         event = f"{where}: {trouble} Went back to a good state, {lowered} times {self.factor:g}."
         self.events.append(event)
@@ -238,3 +249,25 @@ class DivergenceGuard(Callback):
         self._norms.clear()
         rank_zero_info(f"divergence guard, {event}")
         learner.log("guard/returns", float(len(self.events)))
+
+    def _restore(
+        self, trainer: Trainer, learner: LightningModule, state: dict[str, Any], share: float
+    ) -> None:
+        """Go back to a state, with a share of the learning rates that are in force now."""
+        learner.load_state_dict(state["state_dict"])
+        for average in averages(trainer):  # which has the learner's own weights elsewhere
+            average.on_load_checkpoint(trainer, learner, state)
+        optimizer = trainer.optimizers[0]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        for config in trainer.lr_scheduler_configs:
+            bases: Any = getattr(config.scheduler, "base_lrs", [])
+            config.scheduler.base_lrs = [base * share for base in bases]
+
+
+def averages(trainer: Trainer) -> list[WeightAveraging]:
+    """The callbacks that average weights, such as `--ema` adds: one, or none."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightAveraging)]

@@ -11,6 +11,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
 from eblvm.data.loader import seeded_generator
+from eblvm.negatives import Negatives
 from eblvm.samplers.buffer import ReplayBuffer
 
 from .optim import check_clip_norms, clip_per_group, parameter_groups
@@ -52,12 +53,15 @@ class Learner(LightningModule):
         self.weight_decays = dict(weight_decays or {})
 
     def setup(self, stage: str) -> None:
-        """Chains that go on are a device's own: DDP must not copy the first one's to the others."""
+        """Chains that go on are a device's own: DDP must not copy the first one's to the others.
+
+        Nor can it copy what stays on the processor, the factor of `Negatives`.
+        """
         self._ddp_params_and_buffers_to_ignore = [
             f"{name}.{buffer}"
             for name, module in self.named_modules()
-            if isinstance(module, ReplayBuffer)
-            for buffer, _ in module.named_buffers()
+            if isinstance(module, ReplayBuffer | Negatives)
+            for buffer, _ in module.named_buffers(recurse=False)
         ]
 
     def components(self) -> dict[str, nn.Module]:

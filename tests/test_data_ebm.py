@@ -1,6 +1,7 @@
 """The learner of energies of data: its grid density, its rates, and exact resuming."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import nn
 
-from eblvm.cli import recipe_root
+from eblvm.cli import recipe_head, recipe_root
 from eblvm.data import DensityDataModule, EightGaussians
 from eblvm.energies import Energy, GaussianReference
 from eblvm.metrics import grid_points
@@ -17,6 +18,7 @@ from eblvm.models import DataEBM
 from eblvm.models.networks import ConvEnergy, MLPEnergy
 from eblvm.negatives import NoiseNegatives, PersistentNegatives
 from eblvm.samplers import Langevin
+from eblvm.training import build
 
 
 class Scaled(Energy):
@@ -89,6 +91,54 @@ def test_the_published_recipe_decays_as_released():
     settings = recipe["model"]["init_args"]
     gamma, rate = settings["scheduler"]["init_args"]["gamma"], settings["learning_rates"]["energy"]
     assert rate * gamma**3000 == pytest.approx(4.3467e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "trained"), [("cifar10", 15), ("mnist", 50), ("fashion_mnist", 50)]
+)
+def test_samples_of_the_published_recipes_have_the_released_number_of_steps(data, trained):
+    recipe = yaml.safe_load((recipe_root() / f"image/vae_ebm_{data}.yaml").read_text())
+    settings = recipe["model"]["init_args"]
+    assert settings["sampling_steps"] == 30  # of the released sampling call, for every data set
+    assert settings["negatives"]["init_args"]["sampler"]["init_args"]["num_steps"] == trained
+
+
+def products(network, *inputs):
+    """Multiply–accumulates of one row by the definition of each layer, without computing any."""
+    counts = []
+
+    def count(layer, inputs, output):
+        many = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+        counts.append(many[0].numel() * layer.weight[0].numel())
+
+    layers = [
+        m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "mnist", "fashion_mnist", "celeba64"])
+def test_the_cost_that_a_recipe_states_is_that_of_its_networks(data):
+    name = f"image/vae_ebm_{data}"
+    stated = recipe_head(recipe_root() / f"{name}.yaml")["cost"]
+    model, module = build(name)
+    model.to("meta")
+    latent, batch = model.negatives.latent, module.batch_size
+    chains, steps = model.negatives.num_chains or batch, model.negatives.sampler.num_steps
+    x = torch.empty(2, *module.event_shape, device="meta")
+    z = torch.empty(2, latent.prior.latent_dim, device="meta")
+    energy, encoder = products(model.energy, x), products(latent.posterior.encoder, x)
+    decoder = products(latent.likelihood.decoder, z)
+    chain = chains * steps * 2 * energy  # a gradient in x is a forward and half a backward pass
+    updates = 3 * ((batch + chains) * energy + chains * (encoder + decoder))
+    whole = chain + updates + chains * decoder
+    assert f"{whole / 1e12:.2g}" == f"{float(re.search(r'([0-9.]+) tera-MAC', stated)[1]):.2g}"
+    assert f"{100 * chain / whole:.0f} %" in stated
+    assert f"{chains} chains of {steps} steps" in stated
 
 
 def test_channels_last_agrees_to_rounding():

@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
+from torch.optim.swa_utils import AveragedModel
 
+from eblvm.checkpoint import load
 from eblvm.cli import recipe_root
-from eblvm.models import DivergenceGuard
+from eblvm.data import DensityDataModule, EightGaussians
+from eblvm.energies import GaussianReference
+from eblvm.models import DataEBM, DivergenceGuard
+from eblvm.models.networks import MLPEnergy
+from eblvm.negatives import NoiseNegatives, PersistentNegatives
+from eblvm.samplers import Langevin
 
 HEALTHY = {
     "energy_gap": 0.3,
@@ -32,7 +41,7 @@ HEALTHY = {
     ],
 )
 def test_each_sign_has_its_lever_and_is_given_time(signs, words):
-    guard = DivergenceGuard(patience=3)
+    guard = DivergenceGuard(patience=3, max_buffer_age=100.0)
     assert [guard.judge(HEALTHY) for _ in range(5)] == [None] * 5
     assert guard.judge(HEALTHY | signs) is None
     assert guard.judge(HEALTHY | signs) is None
@@ -44,6 +53,27 @@ def test_each_sign_has_its_lever_and_is_given_time(signs, words):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_counts_at_once(value):
     assert "gradient_last is" in DivergenceGuard().judge(HEALTHY | {"gradient_last": value})
+
+
+def test_one_row_has_no_spread_and_is_no_trouble():
+    negatives = NoiseNegatives([1], Langevin(2, 0.1))
+    model = DataEBM(MLPEnergy(1, [4]), negatives, {"energy": 1e-3})
+    x = torch.tensor([[0.5], [1.5], [3.0]])
+    for rows, chains in ((3, 3), (3, 1), (1, 3), (1, 1)):
+        negatives.num_chains = chains
+        model.terms((x[:rows], torch.zeros(rows)), torch.Generator().manual_seed(0))
+        signs = {name: float(value) for name, value in model.vital_signs().items()}
+        assert all(map(math.isfinite, signs.values())), (rows, chains)
+        positive, negative = model._step[2:]
+        deviations = [e.std(correction=0) for e in (positive, negative) if len(e) > 1]
+        if deviations:  # their quadratic mean
+            truth = math.sqrt(sum(float(d) ** 2 for d in deviations) / len(deviations))
+            assert signs["energy_spread"] == pytest.approx(truth)
+        else:
+            assert "energy_spread" not in signs
+    guard = DivergenceGuard(patience=1)
+    far = {name: value for name, value in HEALTHY.items() if name != "energy_spread"}
+    assert guard.judge(far | {"energy_gap": -50.0}) is None
 
 
 def test_a_burst_of_a_gradient_is_seen_against_its_median():
@@ -108,21 +138,115 @@ def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
     assert returns and float(returns[-1]) == len(events)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_validation_is_no_look(tmp_path):
+    # one batch of data far away, by which training would be judged to diverge
+    class Shifted(DataEBM):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step((batch[0] + 1e4, batch[1]), batch_idx)
+
+    seen = []
+
+    class Guard(DivergenceGuard):
+        def judge(self, signs):
+            seen.append(signs["data_scale"])
+            return super().judge(signs)
+
+    negatives = NoiseNegatives([2], Langevin(3, 0.1))
+    model = Shifted(MLPEnergy(2, [8]), negatives, {"energy": 1e-3}, GaussianReference(3.0))
+    Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        log_every_n_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[Guard(patience=1)],
+    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=128, num_val=8, num_test=8))
+    assert len(seen) == 6 and max(seen) < 10  # every other of twelve steps of training
+
+
+def test_ages_tend_to_the_inverse_of_the_restart_probability():
+    # visits since a chain began are geometric: mean 1/p, standard deviation √(1 − p)/p
+    p, capacity = 0.1, 2000
+    negatives = PersistentNegatives([1], Langevin(0, 0.1), capacity=capacity, restart_probability=p)
+    for step in range(150):  # 75 visits of each state: (1 − p)⁷⁵ is 0.0004
+        drawn = negatives(GaussianReference(1.0), 1000, torch.Generator().manual_seed(step))
+        negatives.keep(drawn)
+    ages = negatives.buffer.ages.double()
+    assert abs(ages.mean() - 1 / p) < 4 * (1 - p) ** 0.5 / p * capacity**-0.5
+    negatives.loss(drawn)
+    age = float(negatives.diagnostics["buffer_age"])
+    assert DivergenceGuard(patience=1).judge(HEALTHY | {"buffer_age": age}) is None
+    complaint = DivergenceGuard(patience=1, max_buffer_age=5).judge(HEALTHY | {"buffer_age": age})
+    assert "Raise restart_probability above 0.2" in complaint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lever", ["learning_rate", "step_size"])
+@pytest.mark.parametrize("guard_first", [True, False])
+def test_averaged_weights_are_as_if_the_bad_steps_had_not_been(lever, guard_first, tmp_path):
+    negatives = NoiseNegatives([2], Langevin(3, 0.1))
+    model = DataEBM(MLPEnergy(2, [8]), negatives, {"energy": 1e-2}, GaussianReference(3.0))
+    recorded = []
+
+    def spoil(trainer, module, optimizer):
+        for parameter in module.parameters():
+            parameter.grad.mul_(math.nan if trainer.global_step == 4 else 1.0)
+
+    def record(trainer, module, *rest):
+        recorded.append([p.detach().clone() for p in module.parameters()])
+
+    first = LambdaCallback(on_before_optimizer_step=spoil)
+    last = LambdaCallback(on_train_batch_end=record)
+    average = EMAWeightAveraging(decay=0.9, use_buffers=False)
+    both = [DivergenceGuard(returns=1, keep_every=1, lever=lever), average]
+    Trainer(
+        max_steps=8,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[first, *both[:: 1 if guard_first else -1], last],
+    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=320, num_val=8, num_test=8))
+    # looks keep every state, the older of two is gone back to: from step 5 to that after step 3
+    for back, kept in zip(recorded[4], recorded[2], strict=True):
+        assert torch.equal(back, kept)
+    by_hand, *others = [recorded[i - 1] for i in (1, 2, 3, 6, 7, 8)]
+    for weights in others:
+        by_hand = [0.9 * a + 0.1 * w for a, w in zip(by_hand, weights, strict=True)]
+    for parameter, truth in zip(model.parameters(), by_hand, strict=True):  # averaged, at the end
+        torch.testing.assert_close(parameter, truth)
+    assert model.negatives.step_factor == (0.5 if lever == "step_size" else 1.0)
+
+
 def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
     recipe = diverging(tmp_path, returns=12, lever="step_size", keep_every=3, patience=3)
-    done = eblvm("fit", "--config", recipe)
+    done = eblvm("fit", "--config", recipe, "--ema=0.9")
     assert done.status == 0, done.err
     (last,) = Path("runs").rglob("last.ckpt")
     checkpoint = torch.load(last)
     (events,) = (s["events"] for s in checkpoint["callbacks"].values() if "events" in s)
     assert events and "the chain's step size times 0.5" in events[0]
-    assert float(checkpoint["state_dict"]["negatives._extra_state"]) == 0.5 ** len(events)
+    for weights in (checkpoint["state_dict"], checkpoint["current_model_state"]):  # averaged, not
+        assert float(weights["negatives.factor"]) == 0.5 ** len(events)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.3
 
-    from eblvm.energies import GaussianReference
-    from eblvm.negatives import NoiseNegatives
-    from eblvm.samplers import Langevin
+    for weights in (checkpoint["state_dict"], checkpoint["current_model_state"]):
+        weights["negatives._extra_state"] = weights.pop("negatives.factor")  # as it once was
+    old = last.with_name("old.ckpt")
+    torch.save(checkpoint, old)
+    assert load(old).negatives.step_factor == 0.5 ** len(events)
+    done = eblvm("fit", "--ckpt_path", old, "--trainer.max_steps=61")
+    assert done.status == 0, done.err
 
+
+def test_a_step_size_is_lowered_in_all_copies_of_the_chain():
     negatives = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
     negatives.step_factor = 0.5
     twin = NoiseNegatives([1], Langevin(10, 0.4, noise_scale=0.0))
@@ -131,3 +255,16 @@ def test_a_lower_step_size_is_kept_in_the_checkpoint(eblvm, tmp_path):
     start = torch.ones(2, 1)
     expected = start * (1 - 0.2**2 / 2) ** 10
     torch.testing.assert_close(twin.sampler(GaussianReference(1.0), start), expected)
+
+    once = {"_extra_state": torch.tensor(0.25, dtype=torch.float64)}  # its name in old checkpoints
+    twin.load_state_dict(once)
+    assert twin.step_factor == 0.25 and list(once) == ["_extra_state"]
+    with pytest.raises(RuntimeError, match="factor"):
+        twin.load_state_dict({})
+    averaged = AveragedModel(twin)
+    twin.step_factor = 0.1
+    averaged.update_parameters(twin)
+    assert averaged.module.step_factor == 0.1
+    # read without waiting for a device, exact in any precision
+    moved = twin.to("meta").to(torch.bfloat16)
+    assert moved.step_factor == 0.1 and moved.origin.dtype == torch.bfloat16

@@ -43,7 +43,7 @@ BELOW = {
     },
     "eblvm.negatives": {
         *("eblvm.priors", "eblvm.posteriors", "eblvm.likelihoods", "eblvm.latent"),
-        "eblvm.samplers",
+        *("eblvm.samplers", "eblvm.objectives"),
     },
     "eblvm.divergences": {
         *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),

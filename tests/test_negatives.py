@@ -18,7 +18,7 @@ from eblvm.negatives import (
     with_steps,
 )
 from eblvm.posteriors import AmortizedPosterior
-from eblvm.priors import GaussianPrior
+from eblvm.priors import EnergyPrior, GaussianPrior
 from eblvm.samplers import HMC, MALA, Langevin
 
 F64 = torch.float64
@@ -208,6 +208,27 @@ def test_what_is_drawn_may_be_refined_longer_than_in_training():
         learner(Linear(1.0), amortized(Langevin(1, 0.1)), sampling_steps=-1)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 7, 8, 15, 24, 50])
+@pytest.mark.parametrize("frames", [1, 8, 9])
+def test_a_film_has_the_frames_that_were_asked_for(frames, num_steps):
+    settings = {"reference": GaussianReference(1.0)}
+    model = learner(Linear(1.0), amortized(Langevin(4, 0.3, noise_scale=0.0)), **settings)
+    film = model.film(3, frames, seeded(2), num_steps)
+    shown = min(frames, num_steps)
+    assert film.shape == (shown + 1, 3, 1)
+    start = model.sample(3, seeded(2), num_steps=0)
+    # the mode is 1, and each step comes closer to it by r: the distance tells which step it is
+    r = 1 - 0.3**2 / 2
+    steps = (((film - 1) / (start - 1)).log() / torch.tensor(r, dtype=F64).log())[:, 0, 0]
+    torch.testing.assert_close(steps, steps.round())
+    gaps = steps.round().diff()
+    if shown:
+        assert gaps.max() - gaps.min() <= 1 and steps[0] == 0
+    assert torch.equal(film[-1], model.sample(3, seeded(2), num_steps=num_steps))
+    with pytest.raises(ValueError, match="frames is 0; expected 1 or more"):
+        model.film(3, 0)
+
+
 def test_without_divergence_and_with_the_first_latent_it_is_cooperative_regression():
     class Remembered(nn.Module):
         """An encoder that knows the latent of the start, without doubt."""
@@ -295,6 +316,38 @@ def test_a_vae_may_learn_data_beside_the_ends_of_chains():
     torch.testing.assert_close(negatives.diagnostics["kl_per_unit"], kl.detach())
     with pytest.raises(ValueError, match=r"data_weight is 1.5; expected a number in \[0, 1\]"):
         amortized(Langevin(1, 0.1), data_weight=1.5)
+
+
+def test_the_divergence_of_each_unit_tells_which_ones_hold_something():
+    class Fixed(nn.Module):
+        """q = N(m, diag v) whatever the image: units at the prior, a bit and far away from it."""
+
+        def forward(self, x):
+            mean, variance = x.new_tensor([0.0, 0.5, 3.0]), x.new_tensor([1.0, 0.7, 0.01])
+            return torch.cat([mean, variance.log()]).expand(len(x), 6)
+
+    def negatives(prior):
+        posterior = AmortizedPosterior(Fixed())
+        vae = LatentVariableModel(prior, posterior, GaussianLikelihood(nn.Linear(3, 2), 0.5))
+        return AmortizedNegatives(vae.to(F64), Langevin(0, 0.1))
+
+    x = torch.randn(5, 2, dtype=F64)
+    gaussian = negatives(GaussianPrior(3))
+    terms = gaussian.loss(Draw(x, x), seeded(0))
+    unit = torch.distributions.Normal(torch.zeros(3, dtype=F64), 1.0)
+    scale = torch.tensor([1.0, 0.7, 0.01], dtype=F64).sqrt()
+    q = torch.distributions.Normal(torch.tensor([0.0, 0.5, 3.0], dtype=F64), scale)
+    truth = torch.distributions.kl_divergence(q, unit)
+    found = gaussian.diagnostics
+    torch.testing.assert_close(found["kl_per_unit"], truth.mean())
+    torch.testing.assert_close(found["kl_smallest_unit"], truth[0])
+    torch.testing.assert_close(found["kl_largest_unit"], truth[2])
+    torch.testing.assert_close(terms["prior"].mean(), truth.sum())
+
+    # a tilt knows its energy up to a constant only: there is no such figure
+    tilted = negatives(EnergyPrior(3, MLPEnergy(3, [4]), Langevin(2, 0.1)))
+    tilted.loss(Draw(x, x), seeded(0))
+    assert not any(name.startswith("kl") for name in tilted.diagnostics)
 
 
 def test_chains_need_not_be_as_many_as_data():

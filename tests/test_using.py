@@ -8,6 +8,9 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from eblvm import using
+from eblvm.checkpoint import load
+from eblvm.cli import UserError, recipe_root
 from eblvm.conditions import GrayCondition, LabelCondition
 from eblvm.energies import Energy, GaussianEnergy, MaskedEnergy
 from eblvm.latent import LatentVariableModel, interpolate
@@ -228,6 +231,63 @@ def test_the_verbs(eblvm, tmp_path):
     (scores,) = Path("runs").rglob("predictions.pt")
     assert torch.load(scores).shape == (300,)  # an energy for each test image
     assert any(Path("runs").rglob("chains_*.png"))
+
+
+def test_no_more_than_a_portion_is_drawn_at_once(eblvm, monkeypatch):
+    Path("recipe.yaml").write_text(RECIPE)
+    done = eblvm("fit", "--config", "recipe.yaml", "--threads=1", "--trainer.callbacks=[]")
+    assert done.status == 0, done.err
+    (ckpt,) = Path("runs").rglob("best.ckpt")
+    monkeypatch.setattr("eblvm.using.CHUNK", 3)
+    drawn = []
+    draw = DataEBM.draw
+    monkeypatch.setattr(DataEBM, "draw", lambda *a, **k: drawn.append(a[1]) or draw(*a, **k))
+
+    def draws(*more):
+        drawn.clear()
+        done = eblvm("sample", "--ckpt", ckpt, "--num", 7, "--out", "x.pt", *more)
+        assert done.status == 0, done.err
+        assert drawn == [3, 3, 1]
+        return torch.load("x.pt")
+
+    plain, refined = draws(), draws("--steps", 4)
+    assert plain.shape == (7, 1, 8, 8) and torch.equal(refined, plain)  # 4 as in training
+    strips = draws("--strip")
+    assert strips.shape == (7, 5, 1, 8, 8)
+    torch.testing.assert_close(strips[:, -1], plain)
+
+
+def test_a_path_between_data_has_one_class(eblvm):
+    recipe = yaml.safe_load((recipe_root() / "image/cvae_ebm_digits.yaml").read_text())
+    recipe["trainer"] = yaml.safe_load(RECIPE)["trainer"] | {"callbacks": []}
+    Path("classes.yaml").write_text(yaml.safe_dump(recipe | {"monitor": "val/loss"}))
+    done = eblvm("fit", "--config", "classes.yaml")
+    assert done.status == 0, done.err
+    (ckpt,) = Path("runs").rglob("last.ckpt")
+    drawing = ["--data", "--points", 3, "--steps", 0, "--out", "paths.pt"]
+    done = eblvm("interpolate", "--ckpt", ckpt, "--num", 12, *drawing)
+    assert done.status == 0, done.err
+    paths = torch.load("paths.pt")
+    assert paths.shape == (12, 3, 1, 8, 8)
+
+    model = load(ckpt, "cpu")
+    x, label = using.test_data(str(ckpt), 300, model)
+    own = model.decode(model.encode(x, None, label), label).flatten(1)
+    ends = paths[:, [0, -1]].flatten(0, 1).flatten(1)
+    distance, which = torch.cdist(ends.double(), own.double()).min(1)
+    assert distance.max() < 1e-4  # both ends are what becomes of a datum under its own class
+    assert len(set(which.tolist())) == 24
+    first, last = label[which].view(12, 2).T
+    assert torch.equal(first, last) and len(first.unique()) > 3
+    middle = model.decode(
+        interpolate(*(model.encode(x[w], None, first) for w in which.view(12, 2).T), 3)[:, 1], first
+    )
+    torch.testing.assert_close(paths[:, 1], middle)
+
+    wrong = eblvm("interpolate", "--ckpt", ckpt, "--num", 200, *drawing)
+    assert wrong.status == 2 and "pairs of one class" in wrong.err
+    with pytest.raises(UserError, match="a condition each"):
+        using.pairs("none.ckpt", 2, colored())
 
 
 def size_of(eblvm, ckpt, verb, *arguments, size):

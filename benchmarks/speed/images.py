@@ -7,12 +7,15 @@ calls `backward()`, which forms gradients of all weights that nobody asks for, a
 channels first. Ours differs in ways that are switched on one after the other: parameters hold still
 in the chain (only x is differentiated), channels lie last, the chain's gradients are formed by hand
 (`eblvm.samplers.analytic`: no graph, nothing for what is linear or does not depend on x), and with
-`--compile` chains are compiled. All loops do the same arithmetic: the same recipe, start and noise
-give the same negatives up to rounding, which is checked first.
+`--compile` chains are compiled. All these loops do the same arithmetic: the same recipe, start and
+noise give the same negatives up to rounding, which is checked first. With `--bf16` a last row has
+the updates of energy and starter in bfloat16, as `--trainer.precision=bf16-mixed` makes them; its
+chains, too, stay in float32.
 
 A round takes one step with each loop, so that what else the machine does hits all of them. Times
 are medians over `--repeats` rounds, of the clock on the wall or (`--cpu`, for busy machines) of the
-processor; ratios are those of a round, with their quartiles.
+processor; ratios are those of a round, with their quartiles. With `--device cuda` noise is drawn on
+the device, and each part is over when the device is done with it.
 """
 
 import argparse
@@ -78,6 +81,10 @@ class Loop:
         textbook: Whether the chain is the textbook's.
         analyze: Whether gradients may be formed by hand.
         mode: When chains are compiled, see `eblvm.samplers.compilation`.
+        mixed: Whether energy and starter learn under autocast to bfloat16.
+
+    Attributes:
+        losses: The loss of the energy and that of the starter of the last step.
     """
 
     parts = ("start", "chain", "energy", "starter", "update")
@@ -90,14 +97,16 @@ class Loop:
         textbook: bool,
         analyze: bool,
         mode: str,
+        mixed: bool = False,
     ) -> None:
-        self.model, self.x, self.clock, self.mode = model, x, clock, mode
+        self.model, self.x, self.clock, self.mode, self.mixed = model, x, clock, mode, mixed
         self.analyze_from = potential.ANALYZE_FROM if analyze else 10**9
         kernel = model.negatives.sampler
         self.kernel = Textbook(kernel) if textbook else kernel
         made = model.configure_optimizers()
         self.optimizer = made["optimizer"] if isinstance(made, dict) else made
         self.steps: list[dict[str, float]] = []
+        self.losses: dict[str, Tensor] = {}
 
     def step(self, seed: int) -> None:
         """One step of training, timed."""
@@ -106,7 +115,7 @@ class Loop:
         self.steps.append({})
         try:
             with compilation(self.mode):
-                self._step(torch.Generator().manual_seed(seed))
+                self._step(torch.Generator(self.x.device).manual_seed(seed))
         finally:
             potential.ANALYZE_FROM = usual
 
@@ -118,17 +127,27 @@ class Loop:
         self.optimizer.zero_grad()
 
         def contrast() -> None:
-            positive, negative = model.energy(torch.cat([x, ends])).split([len(x), len(ends)])
-            (positive.mean() - negative.mean()).backward()
+            with self._autocast():
+                energies = model.energy(torch.cat([x, ends]))
+                positive, negative = energies.split([len(x), len(ends)])
+                loss = positive.mean() - negative.mean()
+            loss.backward()
+            self.losses["energy"] = loss.detach()
 
         def teach() -> None:
-            terms = negatives.loss(dataclasses.replace(drawn, x=ends), generator)
+            with self._autocast():
+                terms = negatives.loss(dataclasses.replace(drawn, x=ends), generator)
             if terms:
-                torch.stack([term.mean() for term in terms.values()]).sum().backward()
+                loss = torch.stack([term.float().mean() for term in terms.values()]).sum()
+                loss.backward()
+                self.losses["starter"] = loss.detach()
 
         self._time("energy", contrast)
         self._time("starter", teach)
         self._time("update", self.optimizer.step)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.mixed)
 
     def _time(self, name: str, part: Callable[[], Any]) -> Any:
         start = self.clock()
@@ -149,10 +168,34 @@ class Loop:
 def check(model: Any, x: Tensor) -> float:
     """The largest difference of the two chains' ends after a few steps, relative to their size."""
     kernel: Any = with_steps(model.negatives.sampler, potential.ANALYZE_FROM)
-    start = model.negatives.start(len(x), torch.Generator().manual_seed(0)).start
-    ours = kernel(model.potential(), start, torch.Generator().manual_seed(1))
-    theirs = Textbook(kernel)(model.potential(), start, torch.Generator().manual_seed(1))
+
+    def seeded(seed: int) -> torch.Generator:
+        return torch.Generator(x.device).manual_seed(seed)
+
+    start = model.negatives.start(len(x), seeded(0)).start
+    ours = kernel(model.potential(), start, seeded(1))
+    theirs = Textbook(kernel)(model.potential(), start, seeded(1))
     return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def waited() -> float:
+    """Time on the wall, once the GPU has done what it was asked."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def prepared(options: argparse.Namespace, channels_last: bool) -> tuple[Any, Tensor]:
+    """The model of the options' recipe and the data of each step, on their device."""
+    torch.manual_seed(0)
+    flags = [f"--model.init_args.channels_last={str(channels_last).lower()}"]
+    model, data = build(options.recipe, *flags)
+    learner: Any = model.to(options.device)
+    if options.steps is not None:
+        learner.negatives._sampler = with_steps(learner.negatives.sampler, options.steps)
+    shape = data.event_shape  # type: ignore[attr-defined]
+    x = 2 * torch.rand(options.chains, *shape, generator=torch.Generator().manual_seed(2)) - 1
+    learner.negatives.num_chains = options.chains
+    return learner, x.to(options.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,34 +207,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu", action="store_true", help="processor time, not time on the wall")
     parser.add_argument("--compile", action="store_true", help="a row with compiled chains, too")
+    parser.add_argument("--bf16", action="store_true", help="a row with bfloat16 updates, too")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
+    on_gpu = options.device.startswith("cuda")
+    if options.cpu and on_gpu:
+        parser.error("--cpu is processor time, which says nothing of a GPU")
+    if on_gpu and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch sees no CUDA device")
     torch.set_num_threads(options.threads)
-    clock = time.process_time if options.cpu else time.perf_counter
+    clock = waited if on_gpu else time.process_time if options.cpu else time.perf_counter
 
-    def fresh(channels_last: bool) -> Any:
-        torch.manual_seed(0)
-        flags = [f"--model.init_args.channels_last={str(channels_last).lower()}"]
-        model, data = build(options.recipe, *flags)
-        learner: Any = model
-        if options.steps is not None:
-            learner.negatives._sampler = with_steps(learner.negatives.sampler, options.steps)
-        shape = data.event_shape  # type: ignore[attr-defined]
-        x = 2 * torch.rand(options.chains, *shape, generator=torch.Generator().manual_seed(2)) - 1
-        learner.negatives.num_chains = options.chains
-        return learner, x
-
-    rows: list[tuple[str, bool, bool, bool, str]] = [
-        ("textbook loop", False, True, False, "never"),
-        ("parameters held still", False, False, False, "never"),
-        ("and channels last", True, False, False, "never"),
-        ("and gradients by hand", True, False, True, "never"),
+    rows: list[tuple[str, bool, tuple[bool, bool, str, bool]]] = [
+        ("textbook loop", False, (True, False, "never", False)),
+        ("parameters held still", False, (False, False, "never", False)),
+        ("and channels last", True, (False, False, "never", False)),
+        ("and gradients by hand", True, (False, True, "never", False)),
     ]
-    rows += [("and compiled", True, False, True, "always")] * options.compile
-    print(f"chains agree to {check(*fresh(False)):.1e} of their size\n")
-    loops = [
-        Loop(*fresh(channels_last), clock, textbook, analyze, mode)
-        for _, channels_last, textbook, analyze, mode in rows
-    ]
+    rows += [("and compiled", True, (False, True, "always", False))] * options.compile
+    mode = "always" if options.compile else "never"
+    rows += [("and bfloat16", True, (False, True, mode, True))] * options.bf16
+    print(f"chains agree to {check(*prepared(options, False)):.1e} of their size\n")
+    loops = []
+    for _, channels_last, (textbook, analyze, mode, mixed) in rows:
+        model, x = prepared(options, channels_last)
+        loops.append(Loop(model, x, clock, textbook, analyze, mode, mixed))
     for i in range(options.repeats + 1):
         for loop in loops:
             loop.step(i)
@@ -205,11 +245,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = statistics.median(loop.totals())
         print(f"| {title} | {parts} | {seconds:.3g} | {middle:.2f} ({low:.2f}–{high:.2f}) |")
     kind = "processor" if options.cpu else "wall"
+    gpu = f"{torch.cuda.get_device_name(options.device)}; " if on_gpu else ""
     print(
         f"\n{options.recipe}, {options.chains} chains and images, {options.repeats} rounds, "
         f"{options.threads} threads, {kind} time."
     )
-    print(machine())
+    print(gpu + machine())
 
 
 if __name__ == "__main__":
