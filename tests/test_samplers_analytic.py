@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
-from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products
+from eblvm.samplers import (
+    HMC,
+    MALA,
+    Langevin,
+    analytic,
+    compilation,
+    frozen,
+    potential,
+    products,
+)
 from eblvm.samplers.buffers import Plan
 from eblvm.samplers.score import value_and_gradient
 
@@ -441,6 +450,24 @@ def test_packed_products_equal_plain_ones(monkeypatch):
             program(x)[1], value_and_gradient(energy, x)[1], rtol=1e-3, atol=1e-5
         )
     assert products._packed(w.double(), 32, None) is None
+
+
+def test_what_is_timed_draws_no_noise_and_never_means_never(monkeypatch):
+    def seconds(product, h, repeats=7):
+        timed.append(product)
+        return float(product.__name__ == "plain")
+
+    timed = []
+    monkeypatch.setattr(products, "_seconds", seconds)
+    monkeypatch.setattr(products, "_packing_wins", {})
+    energy, x = mlp(nn.SiLU(), 8, 16, 16, 1).float(), torch.randn(32, 8)
+    state = torch.get_rng_state()
+    with compilation("never"):
+        Langevin(200, 0.1)(energy, x, seeded())
+    assert not timed
+    Langevin(200, 0.1)(energy, x, seeded())
+    assert timed or products._packed(torch.ones(16, 8), 32, None) is None
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_known_targets_are_read():

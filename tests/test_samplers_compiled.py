@@ -17,6 +17,7 @@ from eblvm.samplers import (
     compiled,
     noise,
 )
+from eblvm.samplers.mode import mode as mode_now
 
 KERNELS = [
     Langevin(43, 0.1),
@@ -130,7 +131,7 @@ def test_the_mode_is_checked_and_restored():
     with pytest.raises(KeyError):
         with compilation("always"):
             raise KeyError
-    assert compiled._mode == ["auto"]
+    assert mode_now() == "auto"
 
 
 @pytest.mark.slow

@@ -26,8 +26,7 @@ import logging
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +34,10 @@ import torch
 from torch import Tensor
 
 from .analytic import Analytic
+from .mode import mode
 from .score import EnergyFn
 
-__all__ = ["COMPILE_AFTER", "compilation", "compilation_report"]
+__all__ = ["COMPILE_AFTER", "compilation_report"]
 
 COMPILE_AFTER = 30.0
 """Seconds of processor time that chains of one kind spend before they are compiled."""
@@ -67,28 +67,7 @@ class _Kind:
 
 
 _kinds: dict[Any, _Kind] = {}
-_mode = ["auto"]
 _warned: list[str] = []
-
-
-@contextmanager
-def compilation(mode: str) -> Iterator[None]:
-    """Choose when chains compile, inside a `with` block.
-
-    Arguments:
-        mode: `"auto"` (see above), `"always"` (at the first call long enough for one compiled call)
-            or `"never"`.
-
-    Raises:
-        ValueError: If the mode is another.
-    """
-    if mode not in ("auto", "always", "never"):
-        raise ValueError(f"mode is {mode!r}; expected 'auto', 'always' or 'never'.")
-    before, _mode[0] = _mode[0], mode
-    try:
-        yield
-    finally:
-        _mode[0] = before
 
 
 def compilation_report() -> list[dict[str, Any]]:
@@ -128,7 +107,7 @@ class Unrolled:
         self.ready = self.proven = False
         self.kind: _Kind | None = None
         self.program: Analytic | None = None
-        usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
+        usable = mode() != "never" and num_steps >= 2 * self.length and x.numel() > 0
         if not usable:
             return
         low = torch.is_autocast_enabled(x.device.type)
@@ -137,9 +116,9 @@ class Unrolled:
         if key not in _kinds:
             _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
         self.kind = _kinds[key]
-        wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
+        wanted = mode() == "always" or self.kind.spent >= COMPILE_AFTER
         if self.graphed:
-            wanted = _mode[0] == "always"
+            wanted = mode() == "always"
         elif x.device.type != "cpu":
             wanted = False
         self.ready = wanted and not self.kind.refused
