@@ -3,11 +3,11 @@
 from . import diagnostics
 from .annealed import AIS, LogNormalizer
 from .chain import Chain, ChainSetup, Sampler
-from .compiled import compilation_report
 from .frozen import frozen
 from .gibbs import Gibbs
 from .hmc import HMC
 from .kernel import Kernel
+from .kinds import compilation_report
 from .langevin import Langevin
 from .mala import MALA
 from .mode import compilation

@@ -48,7 +48,12 @@ _ATOM_TYPES = frozenset(_ATOMS)  # exact types first: most of what is met is one
 _MODULE_KEYS = frozenset(vars(nn.Module()))
 
 
-class _Found:
+def is_plain(obj: Any) -> bool:
+    """Whether an object holds nothing that could be looked for."""
+    return type(obj) in _ATOM_TYPES or isinstance(obj, _ATOMS)
+
+
+class Found:
     """Modules and loose tensors behind an energy, each once."""
 
     def __init__(self) -> None:
@@ -117,7 +122,7 @@ def held_modules(energy: Any) -> list[nn.Module]:
     Arguments:
         energy: Anything callable: a module, a partial, a bound method, a closure, an object.
     """
-    found = _Found()
+    found = Found()
     found.visit(energy)
     return found.modules
 
@@ -135,7 +140,7 @@ def frozen(energy: Any) -> Iterator[None]:
     Raises:
         RuntimeError: If the energy wrote to a buffer too large to have been copied.
     """
-    found = _Found()
+    found = Found()
     found.visit(energy)
     trainable: list[Tensor] = [t for t in found.tensors if t.requires_grad and t.is_leaf]
     training: list[nn.Module] = []
