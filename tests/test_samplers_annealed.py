@@ -105,6 +105,9 @@ def test_effective_sample_size_of_known_weights():
 def test_ais_settings_are_checked():
     with pytest.raises(TypeError, match="kernel is a Langevin"):
         AIS(10, Langevin(1, 0.1))
+    for kernel in (MALA(3, (0.3, 5.0, 5.0)), HMC(2, [0.3, 0.1])):
+        with pytest.raises(ValueError, match=r"step size at every beta, got (tuple|list)"):
+            AIS(10, kernel)
     with pytest.raises(ValueError, match="betas are"):
         AIS((0.0, 0.5), MALA(1, 0.1))
     with pytest.raises(ValueError, match="betas are 0"):

@@ -68,7 +68,8 @@ class AIS:
 
     Arguments:
         betas: 0 = β₀ < … < β_K = 1, or a number K of equal steps.
-        kernel: Moves `kernel.num_steps` times at each β; accept/reject keeps p_β invariant.
+        kernel: Moves `kernel.num_steps` times at each β; accept/reject keeps p_β invariant. All β
+            have its one step size: a number, or a tensor with one per row.
         base_mean: m, a number for all coordinates.
         base_scale: τ; the base should cover the target.
     """
@@ -83,6 +84,12 @@ class AIS:
             raise TypeError(
                 f"kernel is a {type(self.kernel).__name__}; annealed importance sampling needs one "
                 "that leaves each density invariant. Use MALA or HMC."
+            )
+        if isinstance(self.kernel.step_size, Sequence):
+            raise ValueError(
+                "annealed importance sampling moves with one step size at every beta, got "
+                f"{type(self.kernel.step_size).__name__}; expected a number or a tensor with one "
+                "per row."
             )
         b = self._schedule()
         if len(b) < 2 or b[0] != 0 or b[-1] != 1 or any(v <= u for u, v in pairwise(b)):
