@@ -8,7 +8,7 @@ energy raises:
 - **Mode**: modules run as `eval()` gives them. Dropout is off (an energy that flips coins cannot be
   accepted or rejected) and batch normalization uses its running statistics (with batch statistics
   the energy of one row would depend on the other rows). Recurrent layers keep their mode, because
-  cuDNN differentiates them in training mode only.
+  cuDNN differentiates them in training mode only; the dropout between their layers is set to 0.
 - **Weight normalizations** (`spectral_norm` and `weight_norm`, old style and parametrizations) are
   computed once per chain, with the stored vectors and no power iteration. Published code that lets
   the power iteration run on during the chain samples from a slowly moving energy; the difference
@@ -144,6 +144,7 @@ def frozen(energy: Any) -> Iterator[None]:
     found.visit(energy)
     trainable: list[Tensor] = [t for t in found.tensors if t.requires_grad and t.is_leaf]
     training: list[nn.Module] = []
+    dropouts: list[tuple[nn.RNNBase, float]] = []
     buffers: list[tuple[dict, str, Tensor, Tensor | None, int]] = []
     hooked: list[nn.Module] = []
     parametrized = False
@@ -151,7 +152,9 @@ def frozen(energy: Any) -> Iterator[None]:
         for p in module._parameters.values():
             if p is not None and p.requires_grad and p.is_leaf:
                 trainable.append(p)
-        if module.training and not isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
+            dropouts.append((module, module.dropout))
+        elif module.training:
             training.append(module)
         for name, b in module._buffers.items():
             if b is not None:
@@ -175,6 +178,8 @@ def frozen(energy: Any) -> Iterator[None]:
                 t.requires_grad_(False)
             for module in training:
                 vars(module)["training"] = False  # as an assignment, without `Module.__setattr__`
+            for layer, _ in dropouts:
+                layer.dropout = 0.0
             for module in hooked:
                 restore.append(_fold_hooks(module))
             if cache is None:
@@ -197,6 +202,8 @@ def frozen(energy: Any) -> Iterator[None]:
                 vars(module).update(weights)
             for module in training:
                 vars(module)["training"] = True
+            for layer, dropout in dropouts:
+                layer.dropout = dropout
             for t in trainable:
                 t.requires_grad_(True)
             written = _restore_buffers(buffers) if buffers else []
