@@ -136,7 +136,8 @@ class AIS:
         with frozen(energy):
             x = x.clone() if x.is_inference() else x
             log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-            potential = Potential(energy, x, n * len(betas))
+            ahead = n * (len(betas) - 1) * self.kernel.gradients_per_step
+            potential = Potential(energy, x, ahead)
             state = self.kernel.start(potential, x, generator)
             coefficients = self.kernel.coefficients(0, x)
             for i in range(1, len(betas)):
