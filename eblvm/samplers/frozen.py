@@ -2,7 +2,7 @@ r"""The state of an energy, held still while a chain runs.
 
 A chain samples *one* density, so its energy must be one function, row by row, from the first step
 to the last. :func:`frozen` makes it so and gives everything back as it was found, also when the
-energy raises:
+energy raises (but for the content of large buffers, which an energy must not change):
 
 - **Parameters**: `requires_grad` is off, so that no step builds a graph nobody asked for.
 - **Mode**: modules run as `eval()` gives them. Dropout is off (an energy that flips coins cannot be
@@ -15,8 +15,9 @@ energy raises:
   vanishes as the iteration converges.
 - **Autocast** does not remember casts. It would keep one of every state, since states require a
   gradient, until the caller's context ends: memory that grows with the number of steps.
-- **Buffers** are as found afterwards. Those up to `MAX_SNAPSHOT` elements are copied and put back;
-  larger ones (replay chains) are watched, and writing to one of them raises.
+- **Buffers** up to `MAX_SNAPSHOT` elements are copied and as found afterwards. Larger ones (replay
+  chains) are not, which would cost each chain their size in memory: they are watched, and writing
+  to one raises after the chain. What was written stays.
 - **Random numbers** come from the chain's generator. An energy that draws its own uses the global
   one, which is not put back.
 
@@ -209,9 +210,9 @@ def frozen(energy: Any) -> Iterator[None]:
             written = _restore_buffers(buffers) if buffers else []
     if written:
         raise RuntimeError(
-            f"the energy wrote to its buffers {written} while a chain was running; a chain must "
-            "leave every buffer as found, and these are too large to copy for each chain. Update "
-            "them outside `forward`, e.g. after sampling."
+            f"the energy wrote to its buffers {written} while a chain was running, and they stay "
+            "changed: a chain puts buffers back, but these are too large to be copied for each "
+            "chain. Update them outside `forward`, e.g. after sampling."
         )
 
 
