@@ -27,6 +27,7 @@ from eblvm.samplers import (
     ParallelTempering,
     Sampler,
     Underdamped,
+    noise,
 )
 from eblvm.samplers.annealed import effective_sample_size
 
@@ -56,8 +57,8 @@ def test_ais_brackets_a_known_normalizer(name, kernel):
     energy, sample, truth = NORMALIZERS[name]
     ais = AIS(60, kernel, base_scale=1.5)
     like = torch.empty(1500, 2, dtype=torch.float64)
-    forward = ais.forward(energy, like, seeded(1))
-    reverse = ais.reverse(energy, sample(1500, seeded(2)), seeded(3))
+    forward = ais.forward(energy, like, seeded(4))
+    reverse = ais.reverse(energy, sample(1500, seeded(5)), seeded(6))
     for estimate in (forward, reverse):
         assert abs(estimate.value - truth) < 4 * estimate.error
         assert estimate.error < 0.05 and estimate.effective_sample_size > 300
@@ -93,6 +94,15 @@ def test_ais_counts_one_gradient_per_move():
     energy = Counted(gaussian)
     AIS(20, MALA(1, 0.3)).forward(energy, torch.empty(3, 2))
     assert energy.count == 21
+
+
+def test_ais_draws_noise_for_many_betas_at_once_in_bounded_blocks(monkeypatch):
+    sizes = []
+    draw = MALA.draw
+    monkeypatch.setattr(MALA, "draw", lambda k, n, *a: sizes.append(n) or draw(k, n, *a))
+    monkeypatch.setattr(noise, "NOISE_BLOCK", 3 * 2 * 30)
+    AIS(40, MALA(2, 0.3)).forward(gaussian, torch.empty(3, 2))
+    assert sizes == [30, 30, 20]
 
 
 def test_effective_sample_size_of_known_weights():
