@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +19,7 @@ from eblvm.benchmarks.speed.samplers import (
     timed,
 )
 from eblvm.samplers import frozen
+from eblvm.samplers.score import value_and_gradient
 
 NUM = 20_000
 
@@ -72,6 +74,44 @@ def test_torchebm_takes_the_same_steps(step):
     assert abs(mean - 1 / (1 - step**2 / 4)) < 4.5 * se
     mean, se = squares(runs["HMC"]())
     assert abs(mean - 1) < 4.5 * se
+
+
+def test_eblvm_agrees_with_the_tight_loop(step, monkeypatch):
+    monkeypatch.setattr(contenders, "STEP", step / 2)
+    x = torch.randn(NUM, 2).sign()
+    tight = contenders.tight_runs(contenders.double_well, x, 60)
+    for kernel, run in contenders.eblvm_runs(contenders.double_well, x, 60, "never").items():
+        (a, s), (b, t) = squares(run()), squares(tight[kernel]())
+        assert abs(a - b) < 4.5 * (s**2 + t**2) ** 0.5, kernel
+
+
+@pytest.mark.filterwarnings("ignore")  # JAX's own
+def test_blackjax_samples_the_same_energies():
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("blackjax")
+    torch.manual_seed(0)
+    for name, energy, x, _, _ in cases(torch.device("cpu")):
+        with frozen(energy):  # normalized weights hold still
+            log_density = contenders._log_density(name, energy)
+            given = contenders._given(name, energy)
+            e, g = value_and_gradient(energy, x)
+        both = jax.jit(jax.vmap(jax.value_and_grad(log_density)))
+        ours = [torch.as_tensor(np.asarray(v)) for v in both(x.numpy(), *given)]
+        for there, here in zip(ours, (-e, -g), strict=True):  # float32 rounding
+            torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4 * float(here.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore")  # JAX's own
+def test_blackjax_agrees_with_the_tight_loop(step, monkeypatch):
+    pytest.importorskip("blackjax")
+    monkeypatch.setattr(contenders, "STEP", step / 2)
+    x = torch.randn(NUM // 4, 2).sign()
+    tight = contenders.tight_runs(contenders.double_well, x, 60)
+    runs = contenders.blackjax_runs("double well", contenders.double_well, x, 60)
+    assert runs.keys() == tight.keys()
+    for kernel, run in runs.items():
+        (a, s), (b, t) = squares(np.asarray(run())), squares(tight[kernel]())
+        assert abs(a - b) < 4.5 * (s**2 + t**2) ** 0.5, kernel
 
 
 def test_times_are_per_step_and_the_least():
