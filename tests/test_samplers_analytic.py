@@ -378,6 +378,29 @@ def test_a_huge_row_does_not_hide_the_others():
     assert not analytic._agree(g * math.nan, g * math.nan)
 
 
+def test_a_start_at_the_mode_of_all_rows_is_no_proof():
+    def held(x):
+        with torch.no_grad():  # which the gradient of the formula does not know of
+            y = x.clone()
+        return (x * y).sum(1)
+
+    def strict(x):
+        if isinstance(x, torch.Tensor) and x.abs().max() > 0.5:
+            raise ValueError
+        return x.square().sum(1)
+
+    zeros = torch.zeros(7, 5).double()
+    assert analytic.analyze(held, zeros, 1000) is None
+    assert analytic.analyze(strict, zeros, 1000) is None
+    program = analytic.analyze(quadratic_at_zero, zeros, 1000)
+    assert program is not None
+    torch.testing.assert_close(program(zeros)[1], zeros)
+
+
+def quadratic_at_zero(x):
+    return x.square().sum(1)
+
+
 def test_reading_an_energy_does_not_keep_it_alive():
     for make in (lambda: mlp(nn.SiLU(), 5, 4, 1), lambda: scaled_tanh(mlp(nn.SiLU(), 5, 4, 1))):
         energy = make()
