@@ -181,8 +181,9 @@ class CommandLine(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """`Trainer.fit`, after a look at the parts and the checkpoint; errors say what to do.
 
-        When chains are compiled depends on processor time, and rounding on that: a run that is to
-        be repeated exactly leaves them alone, unless asked by `--compile`.
+        When chains are compiled and which routine multiplies their matrices depends on measured
+        time, and rounding on that: a run that is to be repeated exactly measures nothing, unless
+        asked by `--compile`.
         """
         with compilation("auto" if self._get(self.config, "compile") else "never"):
             self._fit(arguments)

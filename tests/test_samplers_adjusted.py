@@ -17,7 +17,16 @@ from targets import (
     seeded,
 )
 
-from eblvm.samplers import HMC, MALA, Langevin
+from eblvm.samplers import (
+    AIS,
+    HMC,
+    MALA,
+    Langevin,
+    ParallelTempering,
+    Underdamped,
+    analytic,
+    potential,
+)
 from eblvm.samplers.hmc import leapfrog
 from eblvm.samplers.mala import mala_step
 from eblvm.samplers.potential import Potential
@@ -179,6 +188,67 @@ def test_gradient_counts_are_minimal(num_steps):
         assert energy.count == expected, kernel
 
 
+def unreadable(x):
+    return gaussian(x) + 0 * torch.special.erf(x).sum(1)
+
+
+@pytest.fixture
+def autograd(monkeypatch):
+    """How often autograd was asked for a gradient."""
+    asked = []
+    for module, name in [
+        (analytic, "value_and_gradient"),
+        (potential, "value_and_gradient"),
+        (potential, "checked_gradient"),
+    ]:
+        ask = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, ask=ask: asked.append(1) or ask(*a))
+    return asked
+
+
+LONG = {
+    "Langevin": (Langevin(40, 0.1), 40),
+    "MALA": (MALA(40, 0.1), 41),
+    "HMC": (HMC(4, 0.1, num_leapfrog=10), 41),
+    "underdamped": (Underdamped(40, 0.1), 41),
+    "tempering": (ParallelTempering(MALA(8, 0.1), (1.0, 2.0), 5), 41),
+    "tempering with HMC": (ParallelTempering(HMC(1, 0.1, num_leapfrog=10), (1.0, 2.0), 5), 51),
+    "AIS": (AIS(20, MALA(2, 0.1)).forward, 41),
+    "AIS with HMC": (AIS(5, HMC(1, 0.1, num_leapfrog=10)).forward, 51),
+    "adaptation": (lambda e, x: MALA(1, 0.1).adapt(e, x, 40), 41),
+    "adaptation of HMC": (lambda e, x: HMC(1, 0.1, num_leapfrog=10).adapt(e, x, 5), 51),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_autograd_is_asked_once_or_once_per_gradient(name, autograd):
+    run, gradients = LONG[name]
+    run(gaussian, torch.randn(5, 2))
+    assert len(autograd) == 1  # the comparison, which is the first gradient as well
+    autograd.clear()
+    run(unreadable, torch.randn(5, 2))
+    assert len(autograd) == gradients
+
+
+def test_recording_and_adapting_cost_no_more_evaluations():
+    x = torch.randn(5, 2)
+    for run, expected in [
+        (MALA(20, 0.1).run, 21),
+        (HMC(5, 0.1, num_leapfrog=4).run, 21),
+        (ParallelTempering(MALA(4, 0.1), (1.0, 2.0), 5).run, 21),
+        (Langevin(12, 0.1).run, 24),  # its state holds no energy
+        (lambda e, x: MALA(1, 0.1).adapt(e, x, 20), 21),
+        (lambda e, x: HMC(1, 0.1, num_leapfrog=4).adapt(e, x, 5), 21),
+    ]:
+        energy = Counted(gaussian)
+        run(energy, x)
+        assert energy.count == expected
+    for kernel in (*KERNELS.values(), ParallelTempering(MALA(2, 0.3), (1.0, 2.0), 4)):
+        chain = kernel.run(banana, x.double(), seeded())
+        for states, energies in zip(chain.trajectory, chain.energies, strict=True):
+            torch.testing.assert_close(energies, banana(states))
+
+
 def test_a_null_move_is_always_accepted():
     x = torch.randn(200, 2, dtype=torch.float64)
     flat = lambda x: 0 * x.sum(1)  # noqa: E731
@@ -249,5 +319,3 @@ def test_wrong_settings_are_named():
         MALA(1, 0.1).adapt(gaussian, torch.zeros(1, 2), num_steps=0)
     with pytest.raises(ValueError, match="first guess of the step size, got tuple"):
         MALA(1, (0.1,)).adapt(gaussian, torch.zeros(1, 2))
-    with pytest.raises(TypeError, match="Langevin has no acceptance"):
-        Langevin(1, 0.1).transition(gaussian, torch.zeros(1, 2))

@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from eblvm.energies import GaussianEnergy, MixtureEnergy, TiltedEnergy
-from eblvm.samplers import HMC, MALA, Langevin, analytic, frozen, potential, products
+from eblvm.samplers import (
+    HMC,
+    MALA,
+    Langevin,
+    analytic,
+    compilation,
+    frozen,
+    potential,
+    products,
+)
 from eblvm.samplers.buffers import Plan
 from eblvm.samplers.score import value_and_gradient
 
@@ -74,6 +83,17 @@ def time_energy(dim=5):
     )
 
 
+class NormalizedHead(nn.Module):
+    """It asks for a normalized weight without calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = parametrizations.spectral_norm(nn.Linear(5, 1)).double()
+
+    def forward(self, x):
+        return F.linear(x.tanh(), self.layer.weight).squeeze(1)
+
+
 def scaled_tanh(net):
     return lambda x: 3 * torch.tanh(net(x) / 3) + 0.5 * (x * x).sum(-1)
 
@@ -93,6 +113,15 @@ ENERGIES = {
     "gaussian": GaussianEnergy(torch.zeros(5).double(), 2 * torch.eye(5).double()),
     "tilted": TiltedEnergy(mlp(nn.Tanh(), 5, 9, 1), GaussianEnergy(torch.zeros(5).double())),
     "quadratic": quadratic,
+    "shapes": lambda x: x.square().sum(1) / (len(x) + x.shape[1] + x.size(0) * x.dim()),
+    "operators": lambda x: (
+        1 + 2 * x[:, 0] - (1 - x[:, 1]) ** 2 + (-x @ torch.eye(5).double()).sum(1)
+    ),
+    "a weight that is normalized": NormalizedHead(),
+    "layers of all kinds": nn.Sequential(
+        *[nn.Linear(5, 4), nn.Dropout(0.5), nn.Identity(), nn.Tanh()],
+        *[nn.Flatten(), nn.Linear(4, 1), nn.Flatten(0)],
+    ).double(),
 }
 
 
@@ -282,26 +311,97 @@ def mutable():
     return energy
 
 
-def test_a_remembered_trace_follows_weights_and_is_replaced_when_it_is_wrong():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.scale = mlp(nn.SiLU(), 5, 4, 1), 1.0
+class Scaled(nn.Module):
+    """β ‖x − m‖² / 2, with β and m wherever an energy can keep them."""
 
-        def forward(self, x):
-            return self.scale * self.net(x)
+    number, table = 1.0, {"beta": 1.0}
 
-    energy, x = Scaled(), torch.randn(7, 5, dtype=torch.float64)
-    for change in ("nothing", "weights", "scale"):
-        if change == "weights":
-            energy.net[0].weight.data.mul_(2)
-        if change == "scale":
-            energy.scale = 3.0
-        program = analytic.analyze(energy, x, 1000)
-        torch.testing.assert_close(program(x + 1)[1], value_and_gradient(energy, x + 1)[1])
+    def __init__(self):
+        super().__init__()
+        self.center = torch.zeros(7, 1).double()
+        self.register_buffer("scale", torch.ones(()).double())
+        self.weight = nn.Parameter(torch.ones(1, 1).double())
+
+    def forward(self, x):
+        d = F.linear(x - self.center, self.weight) * self.number
+        return self.scale.item() * self.table["beta"] * GLOBAL * 0.5 * d.square().sum(1)
 
 
-def test_remembering_a_trace_does_not_keep_the_energy_alive():
+GLOBAL = 1.0
+
+
+CHANGES = {
+    "an attribute": lambda e, patch: setattr(e, "number", 5.0),
+    "a class attribute": lambda e, patch: patch.setattr(Scaled, "number", 5.0),
+    "an entry": lambda e, patch: patch.setitem(Scaled.table, "beta", 25.0),
+    "a global": lambda e, patch: patch.setitem(globals(), "GLOBAL", 25.0),
+    "a tensor": lambda e, patch: setattr(e, "center", e.center + (e.center == 0)),
+    "a number in a tensor": lambda e, patch: e.scale.fill_(25.0),
+    "a weight": lambda e, patch: e.weight.data.fill_(5.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: lambda x: e(x)], ids=["module", "closure"])
+def test_a_second_chain_samples_the_energy_as_it_is_by_then(change, wrap, monkeypatch):
+    # the start is a mode of both energies, where their gradients are equal: 0
+    module = Scaled()
+    if change == "a tensor":
+        module.center[0] = 1e14  # a row that must not hide the others
+    energy, x = wrap(module), torch.zeros(7, 1).double()
+    before = HMC(20, 0.2, num_leapfrog=8)(energy, x, seeded())
+    CHANGES[change](module, monkeypatch)
+    after = HMC(20, 0.2, num_leapfrog=8)(energy, x, seeded())
+    monkeypatch.setattr(potential, "ANALYZE_FROM", 10**9)
+    truth = HMC(20, 0.2, num_leapfrog=8)(energy, x, seeded())
+    torch.testing.assert_close(after, truth)
+    assert (after - before)[1:].abs().min() > 1e-3
+
+
+def test_a_huge_row_does_not_hide_the_others():
+    calls = []
+
+    def moving(x):  # another density at each call: the trace is that of the first
+        calls.append(1)
+        m = torch.full((7, 5), float(len(calls))).double()
+        m[0] = 1e14
+        return 0.5 * (x - m).square().sum(1)
+
+    assert analytic.analyze(moving, torch.zeros(7, 5).double(), 1000) is None
+    g = torch.tensor([[1e14, 0.0], [1.0, 2.0], [1e-9, 0.0], [0.5, 1.0]]).double()
+    rounding = 1e-12 * torch.tensor([[1e14], [1.0], [1.0], [1.0]]).double()
+    assert analytic._agree(g + rounding, g)
+    for row in range(4):
+        wrong = g.clone()
+        wrong[row] += 1e-9 * (1 + g[row].norm())
+        assert not analytic._agree(wrong, g), row
+    assert not analytic._agree(g * math.nan, g * math.nan)
+
+
+def test_a_start_at_the_mode_of_all_rows_is_no_proof():
+    def held(x):
+        with torch.no_grad():  # which the gradient of the formula does not know of
+            y = x.clone()
+        return (x * y).sum(1)
+
+    def strict(x):
+        if isinstance(x, torch.Tensor) and x.abs().max() > 0.5:
+            raise ValueError
+        return x.square().sum(1)
+
+    zeros = torch.zeros(7, 5).double()
+    assert analytic.analyze(held, zeros, 1000) is None
+    assert analytic.analyze(strict, zeros, 1000) is None
+    program = analytic.analyze(quadratic_at_zero, zeros, 1000)
+    assert program is not None
+    torch.testing.assert_close(program(zeros)[1], zeros)
+
+
+def quadratic_at_zero(x):
+    return x.square().sum(1)
+
+
+def test_reading_an_energy_does_not_keep_it_alive():
     for make in (lambda: mlp(nn.SiLU(), 5, 4, 1), lambda: scaled_tanh(mlp(nn.SiLU(), 5, 4, 1))):
         energy = make()
         assert analytic.analyze(energy, torch.randn(7, 5).double(), 1000) is not None
@@ -311,10 +411,21 @@ def test_remembering_a_trace_does_not_keep_the_energy_alive():
         assert gone() is None
 
 
+def compiled_net():
+    net = mlp(nn.SiLU(), 5, 4, 1)
+    net.compile(backend="eager")
+    return net
+
+
 LEFT_TO_AUTOGRAD = {
     "hook": hooked(),
     "branch": lambda x: x.square().sum(1) if x.sum() > 0 else x.abs().sum(1),
-    "length": lambda x: x.square().sum(1) / len(x),
+    "in place": lambda x: x.clone().mul_(2).square().sum(1),
+    "a number of x": lambda x: x.square().sum(1) * float(x[0, 0].detach()),
+    "a flag of x": lambda x: x.square().sum(1) * (1 + x.requires_grad),
+    "equality": lambda x: x.square().sum(1) if x.sum() == 0 else x.abs().sum(1),
+    "a loop over x": lambda x: sum(row.square() for row in x.T),
+    "compiled": compiled_net(),
     "unknown": lambda x: torch.special.erf(x).sum(1),
     "random": lambda x: (x + torch.randn(5)).square().sum(1),
     "not a function of x alone": mutable(),
@@ -362,6 +473,24 @@ def test_packed_products_equal_plain_ones(monkeypatch):
             program(x)[1], value_and_gradient(energy, x)[1], rtol=1e-3, atol=1e-5
         )
     assert products._packed(w.double(), 32, None) is None
+
+
+def test_what_is_timed_draws_no_noise_and_never_means_never(monkeypatch):
+    def seconds(product, h, repeats=7):
+        timed.append(product)
+        return float(product.__name__ == "plain")
+
+    timed = []
+    monkeypatch.setattr(products, "_seconds", seconds)
+    monkeypatch.setattr(products, "_packing_wins", {})
+    energy, x = mlp(nn.SiLU(), 8, 16, 16, 1).float(), torch.randn(32, 8)
+    state = torch.get_rng_state()
+    with compilation("never"):
+        Langevin(200, 0.1)(energy, x, seeded())
+    assert not timed
+    Langevin(200, 0.1)(energy, x, seeded())
+    assert timed or products._packed(torch.ones(16, 8), 32, None) is None
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_known_targets_are_read():

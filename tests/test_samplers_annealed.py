@@ -27,6 +27,7 @@ from eblvm.samplers import (
     ParallelTempering,
     Sampler,
     Underdamped,
+    noise,
 )
 from eblvm.samplers.annealed import effective_sample_size
 
@@ -56,8 +57,8 @@ def test_ais_brackets_a_known_normalizer(name, kernel):
     energy, sample, truth = NORMALIZERS[name]
     ais = AIS(60, kernel, base_scale=1.5)
     like = torch.empty(1500, 2, dtype=torch.float64)
-    forward = ais.forward(energy, like, seeded(1))
-    reverse = ais.reverse(energy, sample(1500, seeded(2)), seeded(3))
+    forward = ais.forward(energy, like, seeded(4))
+    reverse = ais.reverse(energy, sample(1500, seeded(5)), seeded(6))
     for estimate in (forward, reverse):
         assert abs(estimate.value - truth) < 4 * estimate.error
         assert estimate.error < 0.05 and estimate.effective_sample_size > 300
@@ -95,6 +96,15 @@ def test_ais_counts_one_gradient_per_move():
     assert energy.count == 21
 
 
+def test_ais_draws_noise_for_many_betas_at_once_in_bounded_blocks(monkeypatch):
+    sizes = []
+    draw = MALA.draw
+    monkeypatch.setattr(MALA, "draw", lambda k, n, *a: sizes.append(n) or draw(k, n, *a))
+    monkeypatch.setattr(noise, "NOISE_BLOCK", 3 * 2 * 30)
+    AIS(40, MALA(2, 0.3)).forward(gaussian, torch.empty(3, 2))
+    assert sizes == [30, 30, 20]
+
+
 def test_effective_sample_size_of_known_weights():
     assert effective_sample_size(torch.zeros(7)) == pytest.approx(7)
     assert effective_sample_size(torch.tensor([1.0, 3.0]).double().log() + 900) == pytest.approx(
@@ -105,6 +115,9 @@ def test_effective_sample_size_of_known_weights():
 def test_ais_settings_are_checked():
     with pytest.raises(TypeError, match="kernel is a Langevin"):
         AIS(10, Langevin(1, 0.1))
+    for kernel in (MALA(3, (0.3, 5.0, 5.0)), HMC(2, [0.3, 0.1])):
+        with pytest.raises(ValueError, match=r"step size at every beta, got (tuple|list)"):
+            AIS(10, kernel)
     with pytest.raises(ValueError, match="betas are"):
         AIS((0.0, 0.5), MALA(1, 0.1))
     with pytest.raises(ValueError, match="betas are 0"):

@@ -1,6 +1,7 @@
 """Compiled steps: same noise, same states, at most one warning, never for short chains."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from eblvm.samplers import (
     compilation,
     compilation_report,
     compiled,
+    kinds,
     noise,
 )
+from eblvm.samplers.mode import mode as mode_now
 
 KERNELS = [
     Langevin(43, 0.1),
@@ -38,7 +41,7 @@ def uncompiled(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", identity)
-    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", {})
     monkeypatch.setattr(compiled, "_warned", [])
     times = iter(range(10**6))  # each measurement takes longer than the last: eager first
     monkeypatch.setattr(compiled, "_least", lambda *a: -next(times))
@@ -78,7 +81,7 @@ def test_short_chains_recordings_and_schedules_do_not_compile(uncompiled):
 def test_auto_waits_until_enough_time_was_spent(uncompiled, monkeypatch):
     x = torch.randn(9, 2)
     Langevin(100, 0.1)(double_well, x)
-    (kind,) = compiled._kinds.values()
+    (kind,) = kinds._kinds.values()
     assert kind.spent > 0 and uncompiled == []
     kind.spent = compiled.COMPILE_AFTER
     Langevin(100, 0.1)(lambda x: double_well(x), x)  # another energy has its own account
@@ -89,6 +92,101 @@ def test_auto_waits_until_enough_time_was_spent(uncompiled, monkeypatch):
         with compilation(mode):
             Langevin(100, 0.1)(double_well, x)
     assert len(uncompiled) == 1
+
+
+def scaled(factor):
+    return lambda x: factor * x.square().sum(1)
+
+
+class Attribute:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x.square().sum(1)
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 1), nn.Flatten(0))
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.square().sum(1)
+
+
+ROWS = torch.full((9,), 0.1)
+VARIANTS = {
+    "leapfrog": [(HMC(40, 0.1, num_leapfrog=n), double_well) for n in (2, 3)],
+    "clip": [(Langevin(40, 0.1, clip=c), double_well) for c in (0.5, 1.0)],
+    "bounds": [(Langevin(40, 0.1, bounds=(-b, b)), double_well) for b in (1.0, 2.0)],
+    "step per row": [(Langevin(40, s), double_well) for s in (0.1, ROWS)],
+    "closure": [(Langevin(40, 0.1), scaled(f)) for f in (1.0, 2.0)],
+    "partial": [(Langevin(40, 0.1), partial(lambda x, t: t * x.sum(1), t=t)) for t in (1, 2)],
+    "attribute": [(Langevin(40, 0.1), Attribute(f)) for f in (1.0, 2.0)],
+    "number or switch": [(Langevin(40, 0.1), Attribute(f)) for f in (1, True)],
+    "width": [(Langevin(40, 0.1), net(w)) for w in (8, 16)],
+    "slope": [(Langevin(40, 0.1), nn.Sequential(nn.LeakyReLU(a), Sum())) for a in (0.1, 0.2)],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_the_compiler_specializes_to_is_a_kind_of_its_own(name, uncompiled):
+    x = torch.randn(9, 2)
+    first, second = VARIANTS[name]
+    first[0](first[1], x)
+    (kind,) = kinds._kinds.values()
+    kind.spent = compiled.COMPILE_AFTER
+    second[0](second[1], x)
+    assert uncompiled == [] and len(kinds._kinds) == 2  # it has its own account, still small
+    for kind in kinds._kinds.values():
+        kind.spent = compiled.COMPILE_AFTER
+    for kernel, energy in (first, second):
+        kernel(energy, x)
+    assert len(uncompiled) == len(compilation_report()) == 2
+    assert uncompiled[0].__code__ != uncompiled[1].__code__  # no variant of the other
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_compilers_limit_on_variants_is_not_met(uncompiled, monkeypatch):
+    real = torch._dynamo.optimize  # all of the compiler but its code generation
+    monkeypatch.setattr(torch, "compile", lambda f, **_: real("eager", nopython=True)(f))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(compiled, "STEPS_PER_CALL", 2)
+    x = torch.randn(9, 2)
+    with compilation("always"):
+        for _ in range(2):
+            for factor in (1.0, 2.0):
+                Langevin(10, 0.1)(scaled(factor), x)
+            for width in (4, 8):
+                Langevin(10, 0.1)(net(width), x)
+    assert not any(kind.refused for kind in kinds._kinds.values())
+    assert len(compilation_report()) == 4
+
+
+def test_the_same_numbers_in_other_objects_are_one_kind(uncompiled):
+    x = torch.randn(9, 2)
+    for make in (lambda: scaled(2.0), lambda: Attribute(2.0), lambda: net(8)):
+        for _ in range(2):
+            Langevin(40, 0.1)(make(), x)
+    assert len(kinds._kinds) == 3
+
+
+def test_numbers_that_keep_changing_are_forgotten_and_lasting_ones_are_not(uncompiled):
+    x, lasting = torch.randn(9, 2), scaled(1.0)
+    for i in range(50):
+        Langevin(20, 0.1)(scaled(2.0 + i), x)
+        Langevin(20, 0.1)(lasting, x)
+    assert len(kinds._kinds) == kinds.MAX_KINDS and uncompiled == []
+    before = [kind for key, kind in kinds._kinds.items() if (float, 1.0) in key[1]]
+    before[0].spent = compiled.COMPILE_AFTER
+    Langevin(20, 0.1)(lasting, x)
+    assert len(uncompiled) == 1
+    with compilation("always"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(20):  # so many are compiled; the rest stays eager without a word
+            Langevin(20, 0.1)(scaled(100.0 + i), x)
+    assert len(uncompiled) == len(compilation_report()) == kinds.MAX_KINDS
 
 
 def test_what_is_not_faster_is_not_used(uncompiled, monkeypatch):
@@ -130,13 +228,13 @@ def test_the_mode_is_checked_and_restored():
     with pytest.raises(KeyError):
         with compilation("always"):
             raise KeyError
-    assert compiled._mode == ["auto"]
+    assert mode_now() == "auto"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_real_compiler_agrees_with_eager_and_follows_new_parameters(monkeypatch):
-    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", {})
     x = torch.randn(64, 2)
     net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0))
     for energy in (double_well, net):
@@ -169,7 +267,8 @@ def test_the_analytic_gradient_is_compiled_where_it_pays_and_can_be(uncompiled, 
         assert count >= 40
         Langevin(20, 0.1)(net, x)  # too short to be read for eager steps, but compiled already
         assert len(seen) == count + 20
-        unreadable = nn.Sequential(*net, nn.Softsign()).double()  # of the same kind: it stays eager
+        unreadable = energies()[2]  # of the same kind, but for a hook: it stays eager
+        unreadable[0].register_forward_hook(lambda m, args, out: 2 * out)
         with compilation("never"):
             expected = Langevin(40, 0.1)(unreadable, x, seeded())
         assert torch.equal(Langevin(40, 0.1)(unreadable, x, seeded()), expected)
@@ -204,7 +303,7 @@ def graphed(monkeypatch):
 
         return replay
 
-    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", {})
     monkeypatch.setattr(compiled, "GRAPHED_ON", ("cpu",))
     monkeypatch.setattr(compiled, "_capture", capture)
     return replays
@@ -232,7 +331,7 @@ def test_graphs_hand_the_state_on_in_their_buffers(kernel, energy, graphed, monk
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_cuda_graphs_agree_with_eager(kernel, autocast, monkeypatch):
-    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", {})
     x = torch.randn(64, 2, device="cuda", dtype=torch.float32 if autocast else torch.float64)
     generator = torch.Generator("cuda")
     net = energies()[2].to(x)
@@ -247,7 +346,7 @@ def test_cuda_graphs_agree_with_eager(kernel, autocast, monkeypatch):
         # the same kernels in the same order: equal but for atomics, of which there are none
         torch.testing.assert_close(graphed, eager, rtol=1e-9, atol=1e-9)
         assert torch.equal(graphed, kept)
-        assert not any(kind.refused for kind in compiled._kinds.values())
+        assert not any(kind.refused for kind in kinds._kinds.values())
 
 
 @pytest.mark.gpu
@@ -267,7 +366,7 @@ def test_cuda_graphs_follow_new_parameters():
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:.*could not be compiled")
 def test_an_energy_that_waits_for_the_device_stays_eager(monkeypatch):
-    monkeypatch.setattr(compiled, "_kinds", {})
+    monkeypatch.setattr(kinds, "_kinds", {})
     x, generator = torch.randn(64, 2, device="cuda"), torch.Generator("cuda")
 
     def waiting(x):
@@ -277,5 +376,5 @@ def test_an_energy_that_waits_for_the_device_stays_eager(monkeypatch):
         eager = Langevin(40, 0.1)(waiting, x, generator.manual_seed(1))
     with compilation("always"):
         torch.testing.assert_close(Langevin(40, 0.1)(waiting, x, generator.manual_seed(1)), eager)
-    assert any(kind.refused for kind in compiled._kinds.values())
+    assert any(kind.refused for kind in kinds._kinds.values())
     assert torch.randn(3, device="cuda").isfinite().all()  # the device is none the worse

@@ -272,8 +272,9 @@ def test_a_large_buffer_may_be_read_but_not_written():
         return net(x).sum(1)
 
     Langevin(2, 0.1)(read, torch.randn(5, 3))
-    with pytest.raises(RuntimeError, match="replay"):
+    with pytest.raises(RuntimeError, match=r"\['replay'\].*and they stay changed"):
         Langevin(2, 0.1)(write, torch.randn(5, 3))
+    assert (net.replay > 0).all()  # as the message says
 
 
 def test_loose_leaf_tensors_are_frozen_too():
@@ -302,3 +303,17 @@ def test_a_recurrent_layer_keeps_its_mode():
     net = nn.Sequential(nn.GRU(3, 4))
     with frozen(net):
         assert net[0].training and not net.training
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_dropout_between_recurrent_layers_is_off_in_a_chain_and_back_after_it(kind):
+    net = kind(3, 4, num_layers=2, dropout=0.9)
+    energy = lambda x: net(x[:, None])[0].square().sum((1, 2))  # noqa: E731
+    x = torch.randn(50, 3)
+    with frozen(energy):
+        assert torch.equal(energy(x), energy(x)) and net.training
+    assert net.dropout == 0.9 and not torch.equal(energy(x), energy(x))
+    with pytest.raises(ArithmeticError), frozen(energy):
+        raise ArithmeticError
+    assert net.dropout == 0.9
+    torch.testing.assert_close(score(energy, x), score(energy, x), rtol=0, atol=0)

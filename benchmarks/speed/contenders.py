@@ -1,4 +1,4 @@
-"""Energies to sample, and who samples them: PyTorch loops, torchebm and blackjax.
+"""Energies to sample, and who samples them: eblvm, PyTorch loops, torchebm and blackjax.
 
 A contender is a function without arguments that runs a chain of `steps` steps (gradients, for HMC)
 and returns its last states. All start at the same states with the same step size.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eblvm.energies import SymbolVectorTimeEnergy
 from eblvm.models.networks import ResidualTimeNet
+from eblvm.samplers import HMC, MALA, Kernel, Langevin, compilation
 
 Runs = dict[str, Callable[[], Any]]
 """From kernels to contenders."""
@@ -80,6 +81,32 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.energy(x, self.t) + 0.5 * (x - self.noisier).square().sum(1)
+
+
+def eblvm_runs(
+    energy: Callable[[Tensor], Tensor], x: Tensor, steps: int, mode: str = "auto"
+) -> Runs:
+    """eblvm's kernels, each made when it runs.
+
+    Arguments:
+        energy: What they sample.
+        x: Where they start.
+        steps: Gradients.
+        mode: As in :func:`eblvm.samplers.compilation`.
+    """
+
+    def running(make: Callable[[], Kernel]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with compilation(mode):
+                return make()(energy, x)
+
+        return run
+
+    return {
+        "Langevin": running(lambda: Langevin(steps, STEP)),
+        "MALA": running(lambda: MALA(steps, STEP)),
+        "HMC": running(lambda: HMC(steps // LEAPFROG, STEP, num_leapfrog=LEAPFROG)),
+    }
 
 
 def _value_and_gradient(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,7 +263,7 @@ def _weights(layers: Any) -> list[tuple[Any, Any]]:
 
 
 def _log_density(name: str, energy: Any) -> Callable[..., Any]:
-    """log p of one state and what it is conditioned on, in JAX."""
+    """log p of one state and of its row of :func:`_given`, in JAX."""
     import jax
     import jax.numpy as jnp
 
@@ -267,6 +294,17 @@ def _log_density(name: str, energy: Any) -> Callable[..., Any]:
         return -(layers[-1][0] @ x + layers[-1][1])[0]
 
     return perceptron_density
+
+
+def _given(name: str, energy: Any) -> tuple[Any, ...]:
+    """What each row is conditioned on, in JAX: LDEBM's noisier state and time branch."""
+    import jax.numpy as jnp
+
+    if name != "LDEBM":
+        return ()
+    net = energy.energy.net
+    branch = net.time(net.table[energy.t]).detach()
+    return jnp.array(energy.noisier), jnp.array(branch)
 
 
 def _ldebm(net: ResidualTimeNet, leaky: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -304,11 +342,7 @@ def blackjax_runs(name: str, energy: Any, x: Tensor, steps: int) -> Runs:
         print(f"blackjax is left out: {error}", file=sys.stderr)
         return {}
     log_density = _log_density(name, energy)
-    given: tuple[Any, ...] = ()
-    if name == "LDEBM":
-        net = energy.energy.net
-        branch = net.time(net.table[energy.t]).detach()
-        given = (jnp.array(energy.noisier), jnp.array(branch))
+    given = _given(name, energy)
     start = jnp.array(x.numpy())
     key = jax.random.key(0)
     gradient = jax.vmap(jax.grad(log_density))

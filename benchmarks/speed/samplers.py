@@ -9,16 +9,24 @@ contender once; the figure is the least processor time of a step over all repeat
 is the range from the lower to the upper quartile of the repeats, relative to the least. Wall time
 is given beside it. Compilation (ours and JAX's) is done before and reported apart.
 
-The arithmetic floor of an energy with matrix products is their number of operations over the rate
-of the best product of the same shapes measured in the same run; elementwise work is not counted.
+A second table is of ten steps (for HMC: one proposal) as a program takes them that takes no more:
+every repeat has a copy of the energy that nobody has called, and the figure includes all that eblvm
+does before and after the steps. It is the least over the repeats, so not the first of the process.
+
+The arithmetic floor is the number of operations in the products of an energy, forward and back,
+over the rate of its largest product measured in the same run; convolutions count as products of
+patches and filters. Elementwise work is not counted.
 """
 
 import argparse
+import copy
 import json
 import math
 import os
 import platform
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +39,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import torch
 from torch import Tensor
 
-from eblvm.samplers import HMC, MALA, Langevin, compilation, compilation_report
+from eblvm.samplers import compilation_report
 
 from .contenders import (
     LEAPFROG,
@@ -42,6 +50,7 @@ from .contenders import (
     blackjax_runs,
     convolution,
     double_well,
+    eblvm_runs,
     perceptron,
     textbook_runs,
     tight_runs,
@@ -50,35 +59,68 @@ from .contenders import (
 )
 
 OTHERS = ("tight", "textbook", "torchebm", "blackjax")
+RATIOS = ("eblvm/tight", "textbook/eblvm", "torchebm/eblvm", "eblvm/blackjax")
+SHORT = 10  # steps of a chain that is over before anything prepared for it has paid
+PRODUCTS = {  # rows, inner, outer; those with one column left out
+    "MLP": [(1000, 2, 128), (1000, 128, 128)],
+    "latent": [(100, 100, 200), (100, 200, 200)],
+    "LDEBM": [(128, 40, 200), *[(128, 200, 200)] * 14, (128, 200, 20)],
+    "convolution": [(16 * 16**2, 27, 32), (16 * 8**2, 288, 64), (16 * 4**2, 576, 64)],
+}
+
+
+def clock(run: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Processor and wall time of a call in µs."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    wait()
+    return 1e6 * (time.process_time() - cpu), 1e6 * (time.perf_counter() - wall)
+
+
+def figures(times: list[tuple[float, float]], steps: int, device: torch.device) -> dict[str, float]:
+    """Least processor and wall time per step in µs, with the spread of the quartiles.
+
+    The figure, and the spread, are those of processor time on a CPU, of wall time on a GPU.
+    """
+    cpu, wall = (sorted(t / steps for t in each) for each in zip(*times, strict=True))
+    s = cpu if device.type == "cpu" else wall
+    spread = (s[3 * len(s) // 4] - s[len(s) // 4]) / s[0]
+    return {"cpu": cpu[0], "wall": wall[0], "figure": s[0], "spread": spread}
 
 
 def timed(
     contenders: Runs, repeats: int, steps: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Least processor and wall time per step in µs, interleaved, with the quartiles' spread.
-
-    The spread is that of the figure: of processor time on a CPU, of wall time on a GPU.
-    """
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    cpu: dict[str, list[float]] = {name: [] for name in contenders}
-    wall: dict[str, list[float]] = {name: [] for name in contenders}
+    """Figures of contenders, interleaved, after one call of each that is not timed."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for run in contenders.values():
         run()
     for _ in range(repeats):
         for name, run in contenders.items():
-            wait()
-            c, w = time.process_time(), time.perf_counter()
-            run()
-            wait()
-            cpu[name].append(1e6 * (time.process_time() - c) / steps)
-            wall[name].append(1e6 * (time.perf_counter() - w) / steps)
-    out = {}
-    for name in contenders:
-        s = sorted((cpu if device.type == "cpu" else wall)[name])
-        spread = (s[3 * len(s) // 4] - s[len(s) // 4]) / s[0]
-        least = {"cpu": min(cpu[name]), "wall": min(wall[name])}
-        out[name] = {**least, "figure": s[0], "spread": spread}
-    return out
+            times[name].append(clock(run, device))
+    return {name: figures(t, steps, device) for name, t in times.items()}
+
+
+def first_calls(
+    energy: Any, x: Tensor, kernel: str, repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Figures of eblvm and the tight loop, interleaved, each time on an energy never called."""
+    makers: dict[str, Callable[..., Runs]] = {"eblvm": eblvm_runs, "tight": tight_runs}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
+    for _ in range(repeats):
+        for name, make in makers.items():
+            times[name].append(clock(make(fresh(energy), x, SHORT)[kernel], device))
+    return {name: figures(t, SHORT, device) for name, t in times.items()}
+
+
+def fresh(energy: Any) -> Any:
+    """A copy of an energy: another object, about which nothing can be known."""
+    if isinstance(energy, types.FunctionType):
+        f = energy
+        return types.FunctionType(f.__code__, f.__globals__, f.__name__, None, f.__closure__)
+    return copy.deepcopy(energy)
 
 
 def rate(rows: int, inner: int, outer: int) -> float:
@@ -129,7 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     results: dict[str, Any] = {}
     columns = [
         *("energy", "kernel", "eblvm", "tight loop", "textbook", "torchebm", "blackjax"),
-        *("eblvm/tight", "torchebm/eblvm", "eblvm/blackjax", "floor"),
+        *RATIOS,
+        "floor",
     ]
     header = [
         f"{_machine(device)}; Python {platform.python_version()}, " + ", ".join(_versions()),
@@ -145,23 +188,14 @@ def main(arguments: list[str] | None = None) -> None:
         if only and name not in only:
             continue
         mode = "always" if compiled and not options.no_compile else "never"
-        ours = {
-            "Langevin": Langevin(steps, STEP),
-            "MALA": MALA(steps, STEP),
-            "HMC": HMC(steps // LEAPFROG, STEP, num_leapfrog=LEAPFROG),
-        }
+        ours = eblvm_runs(energy, x, steps, mode)
         others = {
             "tight": tight_runs(energy, x, steps),
             "textbook": textbook_runs(energy, x, steps),
             "torchebm": torchebm_runs(energy, x, steps),
             "blackjax": blackjax_runs(name, energy, x, steps),
         }
-        for kernel, sampler in ours.items():
-
-            def run(sampler: Any = sampler, mode: str = mode, e: Any = energy, x: Any = x) -> Any:
-                with compilation(mode):
-                    return sampler(e, x)
-
+        for kernel, run in ours.items():
             contenders: Runs = {"eblvm": run}
             contenders.update({who: r[kernel] for who, r in others.items() if kernel in r})
             r = timed(contenders, options.repeats, steps, device)
@@ -175,30 +209,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _short(repeats: int, results: dict[str, Any], device: torch.device) -> None:
-    """Ten steps, first and only call: everything included, against the tight loop."""
-    print("\n| ten steps, one call | eblvm | tight loop | ratio |\n|---|---|---|---|")
+    """The table of ten steps."""
+    print(
+        "\n| ten steps, first call | kernel | eblvm | tight loop | ratio |\n|---|---|---|---|---|"
+    )
     for name, energy, x, _, _ in cases(device):
-        contenders: Runs = {
-            "eblvm": lambda e=energy, x=x: Langevin(10, STEP)(e, x),
-            "tight": tight_runs(energy, x, 10)["Langevin"],
-        }
-        r = timed(contenders, 6 * repeats, 10, device)
-        results[f"{name}, ten steps"] = r
-        a, b = r["eblvm"]["figure"], r["tight"]["figure"]
-        print(f"| {name} | {a:,.1f} | {b:,.1f} | {a / b:.2f} |", flush=True)
+        for kernel in ("Langevin", "MALA", "HMC"):
+            r = first_calls(energy, x, kernel, 2 * repeats, device)
+            results[f"{name}, {kernel}, ten steps"] = r
+            a, b = r["eblvm"]["figure"], r["tight"]["figure"]
+            print(f"| {name} | {kernel} | {a:,.1f} | {b:,.1f} | {a / b:.2f} |", flush=True)
 
 
 def _floor(name: str, device: torch.device) -> float | None:
-    """µs per gradient for the matrix products alone, forward and back."""
-    shapes = {
-        "MLP": [(2, 128), (128, 128)],
-        "latent": [(100, 200), (200, 200)],
-        "LDEBM": [(40, 200), *[(200, 200)] * 14, (200, 20)],
-    }.get(name)
-    if shapes is None or device.type != "cpu":
+    """µs per gradient for the products alone, forward and back."""
+    if name not in PRODUCTS or device.type != "cpu":
         return None
-    rows = {"MLP": 1000, "latent": 100, "LDEBM": 128}[name]
-    return sum(4 * rows * a * b for a, b in shapes) / rate(rows, *shapes[1])
+    products = PRODUCTS[name]
+    return sum(4 * math.prod(p) for p in products) / rate(*max(products, key=math.prod))
 
 
 def _row(name: str, kernel: str, r: dict[str, dict[str, float]], floor: float | None) -> str:
@@ -214,7 +242,7 @@ def _row(name: str, kernel: str, r: dict[str, dict[str, float]], floor: float | 
 
     cells = [cell(who) for who in ("eblvm", *OTHERS)]
     above = f"{floor:,.0f} (×{r['eblvm']['figure'] / floor:.2f})" if floor else "–"
-    ratios = [ratio("eblvm", "tight"), ratio("torchebm", "eblvm"), ratio("eblvm", "blackjax")]
+    ratios = [ratio(*pair.split("/")) for pair in RATIOS]
     return f"| {name} | {kernel} | " + " | ".join([*cells, *ratios, above]) + " |"
 
 

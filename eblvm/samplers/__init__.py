@@ -3,13 +3,14 @@
 from . import diagnostics
 from .annealed import AIS, LogNormalizer
 from .chain import Chain, ChainSetup, Sampler
-from .compiled import compilation, compilation_report
 from .frozen import frozen
 from .gibbs import Gibbs
 from .hmc import HMC
 from .kernel import Kernel
+from .kinds import compilation_report
 from .langevin import Langevin
 from .mala import MALA
+from .mode import compilation
 from .noise import noise_like
 from .score import EnergyFn, score, squared_gradient, value_and_squared_gradient
 from .tempering import ParallelTempering

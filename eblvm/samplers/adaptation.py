@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .frozen import frozen
 from .noise import chain_generator
+from .potential import Potential
 from .score import EnergyFn
 
 __all__ = ["dual_averaging"]
@@ -61,13 +63,18 @@ def dual_averaging(
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; expected 1 or more.")
     generator = chain_generator(generator, x)
-    mu, log_mean, total = math.log(10 * kernel.step_size), 0.0, 0.0
-    log_s = math.log(kernel.step_size)
-    for t in range(1, num_steps + 1):
-        one = replace(kernel, num_steps=1, step_size=math.exp(log_s))
-        x, accepted = one.transition(energy, x, generator)
-        total += target - float(accepted.mean())
-        log_s = mu - math.sqrt(t) / 0.05 * total / (t + 10)
-        weight = t**-0.75
-        log_mean = weight * log_s + (1 - weight) * log_mean
-    return math.exp(log_mean), torch.as_tensor(x)
+    mu = math.log(10 * kernel.step_size)
+    with frozen(energy):
+        x = x.clone() if x.is_inference() else x.detach()
+        potential = Potential(energy, x, num_steps * kernel.gradients_per_step)
+        *state, none = kernel.start(potential, x, generator)
+        log_s = torch.tensor(math.log(kernel.step_size), device=x.device)  # no step waits for it
+        total, log_mean = torch.zeros_like(log_s), torch.zeros_like(log_s)
+        for t, noise in enumerate(kernel.drawn(num_steps, x, generator), 1):
+            scale = replace(kernel, step_size=log_s.exp()).coefficients(0, x)
+            *state, accepted = kernel.rule(potential, (*state, none), noise, scale)
+            total = total + (target - accepted.mean())
+            log_s = mu - math.sqrt(t) / 0.05 * total / (t + 10)
+            weight = t**-0.75
+            log_mean = weight * log_s + (1 - weight) * log_mean
+    return math.exp(float(log_mean)), state[0]

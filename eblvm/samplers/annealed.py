@@ -21,9 +21,9 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class AIS:
 
     Arguments:
         betas: 0 = β₀ < … < β_K = 1, or a number K of equal steps.
-        kernel: Moves `kernel.num_steps` times at each β; accept/reject keeps p_β invariant.
+        kernel: Moves `kernel.num_steps` times at each β; accept/reject keeps p_β invariant. All β
+            have its one step size: a number, or a tensor with one per row.
         base_mean: m, a number for all coordinates.
         base_scale: τ; the base should cover the target.
     """
@@ -83,6 +84,12 @@ class AIS:
             raise TypeError(
                 f"kernel is a {type(self.kernel).__name__}; annealed importance sampling needs one "
                 "that leaves each density invariant. Use MALA or HMC."
+            )
+        if isinstance(self.kernel.step_size, Sequence):
+            raise ValueError(
+                "annealed importance sampling moves with one step size at every beta, got "
+                f"{type(self.kernel.step_size).__name__}; expected a number or a tensor with one "
+                "per row."
             )
         b = self._schedule()
         if len(b) < 2 or b[0] != 0 or b[-1] != 1 or any(v <= u for u, v in pairwise(b)):
@@ -129,17 +136,19 @@ class AIS:
         with frozen(energy):
             x = x.clone() if x.is_inference() else x
             log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-            potential = Potential(energy, x, n * len(betas))
+            ahead = n * (len(betas) - 1) * self.kernel.gradients_per_step
+            potential = Potential(energy, x, ahead)
             state = self.kernel.start(potential, x, generator)
             coefficients = self.kernel.coefficients(0, x)
+            noise = self.kernel.drawn(n * (len(betas) - 1), x, generator)  # in bounded blocks
             for i in range(1, len(betas)):
                 low, high = betas[i - 1], betas[i]
                 if direction > 0:
                     log_weights += (high - low) * self._contrast(state)
-                    state = self._move(potential, state, high, coefficients, generator)
+                    state = self._move(potential, state, high, coefficients, islice(noise, n))
                 else:
                     low, high = betas[-i - 1], betas[-i]
-                    state = self._move(potential, state, high, coefficients, generator)
+                    state = self._move(potential, state, high, coefficients, islice(noise, n))
                     log_weights -= (high - low) * self._contrast(state)
         log_mean = torch.logsumexp(log_weights, 0) - math.log(len(x))
         w = (log_weights - log_mean).exp()  # mean 1
@@ -170,16 +179,16 @@ class AIS:
         state: tuple[Tensor, ...],
         beta: float,
         coefficients: tuple[float | Tensor, ...],
-        generator: torch.Generator | None,
+        noise: Iterable[tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
-        """`kernel.num_steps` steps that leave p_β invariant."""
+        """Steps that leave p_β invariant, one for each entry of the noise."""
 
         def temper(x: Tensor, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             pull = (x - self.base_mean) * ((1 - beta) / self.base_scale**2)
             return beta * e + (1 - beta) * self._base(x), pull.add(g, alpha=beta)
 
-        for noise in self.kernel.drawn(self.kernel.num_steps, state[0], generator):
-            state = self.kernel.rule(potential, state, noise, coefficients, temper=temper)
+        for drawn in noise:
+            state = self.kernel.rule(potential, state, drawn, coefficients, temper=temper)
         return state
 
 

@@ -3,11 +3,11 @@ r"""Several steps folded into one function: compiled on the CPU, captured as a g
 For cheap energies the time of a step goes into dispatching two dozen small operations.
 `torch.compile` fuses some ten steps into one function, which is 3–20 times faster, but takes 10–60
 seconds to build: more than most chains last. So, by default (`"auto"`), a chain on the CPU compiles
-when, and only when, chains of the same kind (kernel, energy, shape) have already spent
-:data:`COMPILE_AFTER` seconds of processor time in this process; whatever happens next, compiling
-then at most doubles the time that was spent. What was compiled is timed against the eager steps on
-the spot, and kept only if it is faster. The cost is logged (logger `eblvm.samplers`) and listed by
-:func:`compilation_report`.
+when, and only when, chains of the same kind (:mod:`.kinds`: kernel, energy, their numbers, shapes)
+have already spent :data:`COMPILE_AFTER` seconds of processor time in this process: whatever happens
+next, compiling then costs about what was spent, twice that where it is slow. What was compiled is
+timed against the eager steps on the spot, and kept only if it is faster. The cost is logged (logger
+`eblvm.samplers`) and listed by :func:`~eblvm.samplers.compilation_report`.
 
     with compilation("always"):  # or "never"
         x = sampler(energy, x)
@@ -21,23 +21,23 @@ On CUDA, `"always"` captures the steps of a chain in a CUDA graph instead, once 
 for several steps is left. `"auto"` does not do so yet: see the results page.
 """
 
-import functools
+import itertools
 import logging
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .analytic import Analytic
+from .kinds import Kind, kind_of
+from .mode import mode
 from .score import EnergyFn
 
-__all__ = ["COMPILE_AFTER", "compilation", "compilation_report"]
+__all__ = ["COMPILE_AFTER", "Unrolled"]
 
 COMPILE_AFTER = 30.0
 """Seconds of processor time that chains of one kind spend before they are compiled."""
@@ -47,53 +47,13 @@ GRADIENTS_PER_CALL = 20  # and this many energy gradients at most, for steps tha
 STEPS_PER_GRAPH = 5  # a graph is captured for each chain, which takes as long as its steps do
 GRADIENTS_PER_GRAPH = 10
 GRAPHED_ON = ("cuda",)
+_warned: list[str] = []
+_numbers = itertools.count()
 LOGGER = logging.getLogger("eblvm.samplers")
 
 State = tuple[Tensor, ...]
 Steps = Callable[[State, tuple[Tensor, ...]], State]
 """A state and the noise of several steps to the state after them."""
-
-
-@dataclass
-class _Kind:
-    """What is known of chains of one kind."""
-
-    label: str
-    spent: float = 0.0
-    refused: str = ""
-    function: Any = None
-    reads_program: bool = False
-    report: dict[str, Any] = field(default_factory=dict)
-
-
-_kinds: dict[Any, _Kind] = {}
-_mode = ["auto"]
-_warned: list[str] = []
-
-
-@contextmanager
-def compilation(mode: str) -> Iterator[None]:
-    """Choose when chains compile, inside a `with` block.
-
-    Arguments:
-        mode: `"auto"` (see above), `"always"` (at the first call long enough for one compiled call)
-            or `"never"`.
-
-    Raises:
-        ValueError: If the mode is another.
-    """
-    if mode not in ("auto", "always", "never"):
-        raise ValueError(f"mode is {mode!r}; expected 'auto', 'always' or 'never'.")
-    before, _mode[0] = _mode[0], mode
-    try:
-        yield
-    finally:
-        _mode[0] = before
-
-
-def compilation_report() -> list[dict[str, Any]]:
-    """What was compiled in this process: kernel and energy, seconds, µs per step before, after."""
-    return [kind.report for kind in _kinds.values() if kind.report]
 
 
 class Unrolled:
@@ -126,22 +86,20 @@ class Unrolled:
         self.steps: Steps | None = None
         self.start = time.thread_time()
         self.ready = self.proven = False
-        self.kind: _Kind | None = None
+        self.kind: Kind | None = None
         self.program: Analytic | None = None
-        usable = _mode[0] != "never" and num_steps >= 2 * self.length and x.numel() > 0
-        if not usable:
+        if self.graphed:
+            able = mode() == "always"
+        else:
+            able = mode() != "never" and x.device.type == "cpu"
+        if not able or num_steps < 2 * self.length or not x.numel():
             return
         low = torch.is_autocast_enabled(x.device.type)
         precision = torch.get_autocast_dtype(x.device.type) if low else None
-        key = (_key(rule), _key(energy), x.shape, x.dtype, x.device, precision)
-        if key not in _kinds:
-            _kinds[key] = _Kind(f"{_label(rule)} of {_label(energy)} at {tuple(x.shape)}")
-        self.kind = _kinds[key]
-        wanted = _mode[0] == "always" or self.kind.spent >= COMPILE_AFTER
-        if self.graphed:
-            wanted = _mode[0] == "always"
-        elif x.device.type != "cpu":
-            wanted = False
+        self.kind = kind_of(rule, energy, x, numbers, precision)
+        if self.kind is None:
+            return
+        wanted = mode() == "always" or self.kind.spent >= COMPILE_AFTER
         self.ready = wanted and not self.kind.refused
         self.proven = self.ready and bool(self.kind.report)  # eager steps will be few
         if self.ready:
@@ -349,7 +307,7 @@ def _capture(
 
 def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
     """A copy with a code object of its own: the compiler's limit on variants counts per code."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{len(_kinds)}")
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers)}")
     return types.FunctionType(code, function.__globals__, code.co_name)
 
 
@@ -360,18 +318,3 @@ def _least(steps: Steps, state: State, noise: tuple[Tensor, ...], repeats: int =
         steps(state, noise)
         best = min(best, time.thread_time() - start)
     return best
-
-
-def _key(f: Any) -> Any:
-    """What chains of one kind have in common; the compiler's guards decide what is shared."""
-    if isinstance(f, functools.partial):
-        return ("partial", _key(f.func))
-    if isinstance(f, types.MethodType):
-        return (_key(f.__func__), type(f.__self__))
-    return getattr(f, "__code__", type(f))
-
-
-def _label(f: Any) -> str:
-    if isinstance(f, functools.partial):
-        return _label(f.func)
-    return getattr(f, "__qualname__", type(f).__name__)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "FUNCTIONS",
@@ -12,7 +12,6 @@ __all__ = [
     "Pair",
     "Rule",
     "Unsupported",
-    "activation_of",
     "exponentials_are_cheap",
     "logsumexp",
     "same",
@@ -168,21 +167,3 @@ FUNCTIONS: dict[str, Callable[..., Pair]] = {
         "softplus", "softplus_backward", "h", beta, threshold
     ),
 }
-
-
-def activation_of(module: nn.Module) -> tuple[str, tuple]:
-    """The name in :data:`FUNCTIONS` of an activation module, by its exact type, and its arguments.
-
-    Raises:
-        Unsupported: If it is none of those.
-    """
-    if type(module) is nn.LeakyReLU:
-        return "leaky_relu", (module.negative_slope,)
-    if type(module) is nn.GELU:
-        return "gelu", (module.approximate,)
-    if type(module) is nn.Softplus:
-        return "softplus", (module.beta, module.threshold)
-    plain = {nn.SiLU: "silu", nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
-    if type(module) not in plain:
-        raise Unsupported
-    return plain[type(module)], ()

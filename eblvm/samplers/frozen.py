@@ -2,21 +2,22 @@ r"""The state of an energy, held still while a chain runs.
 
 A chain samples *one* density, so its energy must be one function, row by row, from the first step
 to the last. :func:`frozen` makes it so and gives everything back as it was found, also when the
-energy raises:
+energy raises (but for the content of large buffers, which an energy must not change):
 
 - **Parameters**: `requires_grad` is off, so that no step builds a graph nobody asked for.
 - **Mode**: modules run as `eval()` gives them. Dropout is off (an energy that flips coins cannot be
   accepted or rejected) and batch normalization uses its running statistics (with batch statistics
   the energy of one row would depend on the other rows). Recurrent layers keep their mode, because
-  cuDNN differentiates them in training mode only.
+  cuDNN differentiates them in training mode only; the dropout between their layers is set to 0.
 - **Weight normalizations** (`spectral_norm` and `weight_norm`, old style and parametrizations) are
   computed once per chain, with the stored vectors and no power iteration. Published code that lets
   the power iteration run on during the chain samples from a slowly moving energy; the difference
   vanishes as the iteration converges.
 - **Autocast** does not remember casts. It would keep one of every state, since states require a
   gradient, until the caller's context ends: memory that grows with the number of steps.
-- **Buffers** are as found afterwards. Those up to `MAX_SNAPSHOT` elements are copied and put back;
-  larger ones (replay chains) are watched, and writing to one of them raises.
+- **Buffers** up to `MAX_SNAPSHOT` elements are copied and as found afterwards. Larger ones (replay
+  chains) are not, which would cost each chain their size in memory: they are watched, and writing
+  to one raises after the chain. What was written stays.
 - **Random numbers** come from the chain's generator. An energy that draws its own uses the global
   one, which is not put back.
 
@@ -48,7 +49,12 @@ _ATOM_TYPES = frozenset(_ATOMS)  # exact types first: most of what is met is one
 _MODULE_KEYS = frozenset(vars(nn.Module()))
 
 
-class _Found:
+def is_plain(obj: Any) -> bool:
+    """Whether an object holds nothing that could be looked for."""
+    return type(obj) in _ATOM_TYPES or isinstance(obj, _ATOMS)
+
+
+class Found:
     """Modules and loose tensors behind an energy, each once."""
 
     def __init__(self) -> None:
@@ -117,7 +123,7 @@ def held_modules(energy: Any) -> list[nn.Module]:
     Arguments:
         energy: Anything callable: a module, a partial, a bound method, a closure, an object.
     """
-    found = _Found()
+    found = Found()
     found.visit(energy)
     return found.modules
 
@@ -135,10 +141,11 @@ def frozen(energy: Any) -> Iterator[None]:
     Raises:
         RuntimeError: If the energy wrote to a buffer too large to have been copied.
     """
-    found = _Found()
+    found = Found()
     found.visit(energy)
     trainable: list[Tensor] = [t for t in found.tensors if t.requires_grad and t.is_leaf]
     training: list[nn.Module] = []
+    dropouts: list[tuple[nn.RNNBase, float]] = []
     buffers: list[tuple[dict, str, Tensor, Tensor | None, int]] = []
     hooked: list[nn.Module] = []
     parametrized = False
@@ -146,7 +153,9 @@ def frozen(energy: Any) -> Iterator[None]:
         for p in module._parameters.values():
             if p is not None and p.requires_grad and p.is_leaf:
                 trainable.append(p)
-        if module.training and not isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
+            dropouts.append((module, module.dropout))
+        elif module.training:
             training.append(module)
         for name, b in module._buffers.items():
             if b is not None:
@@ -170,6 +179,8 @@ def frozen(energy: Any) -> Iterator[None]:
                 t.requires_grad_(False)
             for module in training:
                 vars(module)["training"] = False  # as an assignment, without `Module.__setattr__`
+            for layer, _ in dropouts:
+                layer.dropout = 0.0
             for module in hooked:
                 restore.append(_fold_hooks(module))
             if cache is None:
@@ -192,14 +203,16 @@ def frozen(energy: Any) -> Iterator[None]:
                 vars(module).update(weights)
             for module in training:
                 vars(module)["training"] = True
+            for layer, dropout in dropouts:
+                layer.dropout = dropout
             for t in trainable:
                 t.requires_grad_(True)
             written = _restore_buffers(buffers) if buffers else []
     if written:
         raise RuntimeError(
-            f"the energy wrote to its buffers {written} while a chain was running; a chain must "
-            "leave every buffer as found, and these are too large to copy for each chain. Update "
-            "them outside `forward`, e.g. after sampling."
+            f"the energy wrote to its buffers {written} while a chain was running, and they stay "
+            "changed: a chain puts buffers back, but these are too large to be copied for each "
+            "chain. Update them outside `forward`, e.g. after sampling."
         )
 
 

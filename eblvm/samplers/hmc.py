@@ -81,6 +81,9 @@ class HMC(Kernel):
     def rule(self) -> Callable[..., State]:
         return _rule(self.num_leapfrog)
 
+    def value(self, state: State) -> Tensor | None:
+        return state[1]
+
     def acceptance(self, state: State) -> Tensor | None:
         return state[3] / max(1, self.num_steps)
 

@@ -81,6 +81,10 @@ class Kernel(ABC):
         """The share of accepted proposals per chain, from the last state; None if all are."""
         return None
 
+    def value(self, state: State) -> Tensor | None:
+        """E(x) `(B,)` of a state, where it is part of it; None otherwise."""
+        return None
+
     def __call__(
         self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -117,18 +121,22 @@ class Kernel(ABC):
             every: Keep one state in `every`.
 
         Returns:
-            The trajectory, its energies (one more evaluation per kept state) and acceptance rates.
+            The trajectory, its energies and acceptance rates. Kernels that accept everything
+            evaluate each kept state once more for its energy.
         """
-        kept = room(kept_states(self.num_steps, every), x)
-        state = self._run(energy, x, generator, kept, every)
-        return Chain(state[0], kept, energies_along(energy, kept), self.acceptance(state))
+        num = kept_states(self.num_steps, every)
+        kept, energies = room(num, x), room(num, x.new_empty(len(x)))
+        state = self._run(energy, x, generator, (kept, energies), every)
+        if self.value(state) is None:
+            energies = energies_along(energy, kept)
+        return Chain(state[0], kept, energies, self.acceptance(state))
 
     def _run(
         self,
         energy: EnergyFn,
         x: Tensor,
         generator: torch.Generator | None,
-        kept: Tensor | None = None,
+        kept: tuple[Tensor, Tensor] | None = None,
         every: int = 1,
     ) -> State:
         generator = chain_generator(generator, x)
@@ -158,7 +166,11 @@ class Kernel(ABC):
                 for i, eps in enumerate(drawn, first):
                     state = rule(potential, state, eps, constant or self.coefficients(i, x))
                     if kept is not None and (i + 1) % every == 0:
-                        kept[(i + 1) // every - 1] = state[0]
+                        states, energies = kept
+                        states[(i + 1) // every - 1] = state[0]
+                        value = self.value(state)
+                        if value is not None:
+                            energies[(i + 1) // every - 1] = value
                 return state
 
             size = block_size(x)
@@ -177,20 +189,6 @@ class Kernel(ABC):
             if unrolled is not None:
                 unrolled.finish()
         return state
-
-    def transition(
-        self, energy: EnergyFn, x: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The last states and the acceptance rates `(B,)` of a run, nothing else kept.
-
-        Raises:
-            TypeError: If this kernel accepts everything.
-        """
-        state = self._run(energy, x, generator)
-        accepted = self.acceptance(state)
-        if accepted is None:
-            raise TypeError(f"{type(self).__name__} has no acceptance; expected MALA or HMC.")
-        return state[0], accepted
 
     def _constant(self, x: Tensor) -> tuple[Scale, ...] | None:
         """The coefficients, if no setting is a sequence with one entry per step."""

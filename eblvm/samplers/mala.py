@@ -78,6 +78,9 @@ class MALA(Kernel):
     def rule(self) -> Callable[..., State]:
         return mala_step
 
+    def value(self, state: State) -> Tensor | None:
+        return state[1]
+
     def acceptance(self, state: State) -> Tensor | None:
         return state[3] / max(1, self.num_steps)
 

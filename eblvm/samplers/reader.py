@@ -1,11 +1,11 @@
-"""From traced calls to operations with their derivatives."""
+"""From calls to operations with their derivatives."""
 
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .convolution import convolution, padding
@@ -15,7 +15,6 @@ from .derivatives import (
     Pair,
     Rule,
     Unsupported,
-    activation_of,
     exponentials_are_cheap,
     logsumexp,
     same,
@@ -48,7 +47,7 @@ def depends(value: Any) -> bool:
 
 
 class Reader:
-    """Turns traced calls into operations with their derivatives."""
+    """Turns the calls of an energy into operations with their derivatives."""
 
     def __init__(self, program: "Analytic", batch: int, num_steps: int) -> None:
         self.program, self.batch, self.num_steps = program, batch, num_steps
@@ -79,37 +78,10 @@ class Reader:
             make = silu_in_passes
         return self.elementwise(value, make(*args, **kwargs))
 
-    def module(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        if not depends(args):
-            return module(*args, **kwargs)
-        if kwargs or len(args) != 1 or module._forward_hooks or module._forward_pre_hooks:
-            raise Unsupported
-        (value,) = args
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-            return self.linear(value, module.weight.detach(), module.bias)
-        if isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward:
-            if module.padding_mode != "zeros":
-                raise Unsupported
-            settings = {name: getattr(module, name) for name in _CONVOLUTION}
-            return self.conv2d(value, **settings)
-        if isinstance(module, nn.Identity | nn.Dropout) and not module.training:
-            return value
-        if isinstance(module, nn.Flatten):
-            return self.flatten(value, module.start_dim, module.end_dim)
-        name, numbers = activation_of(module)
-        return self.activation(name, value, *numbers)
-
-    def call(self, op: str, target: Any, args: tuple, kwargs: dict) -> Any:
-        name = target if op == "call_method" else getattr(target, "__name__", "")
-        if not depends(args) and not depends(tuple(kwargs.values())):
-            if op == "call_method":
-                return getattr(args[0], target)(*args[1:], **kwargs)
-            return target(*args, **kwargs)
-        if target is getattr and isinstance(args[0], Slot):
-            if args[1] not in ("shape", "ndim", "dtype", "device"):
-                raise Unsupported
-            return getattr(self.program.example[args[0]], args[1])
-        name = {"truediv": "div", "subtract": "sub", "multiply": "mul"}.get(name, name).strip("_")
+    def call(self, name: str, args: tuple, kwargs: dict) -> Any:
+        """The value of a call by its name; among the arguments are values that depend on x."""
+        name = name.strip("_")  # of a method like `__sub__`
+        name = {"truediv": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
         if name in ("add", "sub", "mul", "div") and len(args) == 2 and not kwargs:
             return self.arithmetic(name, *args)
         if name in ("cat", "concat"):

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .chain import Chain, energies_along, kept_states, room
+from .chain import Chain, kept_states, room
 from .frozen import frozen
 from .hmc import HMC
 from .kernel import check_count
@@ -93,16 +93,17 @@ class ParallelTempering:
             The chain at temperature 1 (its acceptance is that of the moves), with the exchange
             rates of neighboring temperatures.
         """
-        kept = room(kept_states(self.num_swaps, every), x)
-        x, accepted, exchange = self._run(energy, x, generator, kept, every)
-        return Chain(x, kept, energies_along(energy, kept), accepted, exchange)
+        num = kept_states(self.num_swaps, every)
+        kept, energies = room(num, x), room(num, x.new_empty(len(x)))
+        x, accepted, exchange = self._run(energy, x, generator, (kept, energies), every)
+        return Chain(x, kept, energies, accepted, exchange)
 
     def _run(
         self,
         energy: EnergyFn,
         x: Tensor,
         generator: torch.Generator | None,
-        kept: Tensor | None = None,
+        kept: tuple[Tensor, Tensor] | None = None,
         every: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         generator = chain_generator(generator, x)
@@ -115,7 +116,8 @@ class ParallelTempering:
             beta_event = beta.reshape(-1, *[1] * (x.ndim - 1))
             step_size = torch.as_tensor(self.kernel.step_size) * beta**-0.5
             kernel = replace(self.kernel, step_size=step_size)
-            potential = Potential(energy, rows, n * self.num_swaps)
+            ahead = n * self.num_swaps * kernel.gradients_per_step
+            potential = Potential(energy, rows, ahead)
             state = kernel.start(potential, rows, generator)
             coefficients = kernel.coefficients(0, rows)
             exchanged = x.new_zeros(num - 1)
@@ -130,7 +132,8 @@ class ParallelTempering:
                 state, rate = _exchange(state, 1 / t, u01, swap % 2)
                 exchanged = exchanged + rate
                 if kept is not None and (swap + 1) % every == 0:
-                    kept[(swap + 1) // every - 1] = state[0][:batch]
+                    for place, part in zip(kept, state[:2], strict=True):
+                        place[(swap + 1) // every - 1] = part[:batch]
             moves, tries = max(1, n * self.num_swaps), self.num_swaps
             even = (torch.arange(num - 1, device=x.device) % 2) == 0
             attempts = torch.where(even, (tries + 1) // 2, tries // 2).clamp(min=1)

@@ -1,76 +1,139 @@
-"""Symbolic traces of energies, remembered for as long as the energies live."""
+"""Reading an energy by calling it once, with a stand-in for x.
 
-import types
-import weakref
-from typing import Any, NamedTuple
+A stand-in hands every operation that it meets to a :class:`~eblvm.samplers.reader.Reader`; what
+does not depend on x is computed on the way, as in any call. So a trace holds all that the energy is
+at the time: weights, numbers, switches, closures. It is made for each chain and never kept: whether
+an old one is still true could be told only by looking at everything that the energy looks at.
+"""
 
-from torch import Tensor, fx, nn
+from collections.abc import Iterable
+from typing import Any
 
+from torch import Tensor, nn
+
+from .derivatives import Unsupported
+from .frozen import held_modules
+from .reader import Parts, Reader, Slot
 from .score import EnergyFn
 
-__all__ = ["Trace", "traced"]
+__all__ = ["trace"]
 
 
-class _Tracer(fx.Tracer):
-    """Traces any callable; modules and tensors are kept by identity, wherever they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modules: dict[str, nn.Module] = {}
-        self.constants: dict[str, Tensor] = {}
-
-    def path_of_module(self, mod: nn.Module) -> str:
-        name = f"module_{id(mod)}"
-        self.modules[name] = mod
-        return name
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor):
-            name = f"constant_{id(a)}"
-            self.constants[name] = a
-            return self.create_node("get_attr", name, (), {})
-        return super().create_arg(a)
-
-
-_traces: Any = weakref.WeakKeyDictionary()  # energies to their traces, as long as they live
-
-
-class Trace(NamedTuple):
-    """What an energy calls, in order, and what it calls them with.
+def trace(energy: EnergyFn, reader: Reader) -> Slot:
+    """Read an energy; returns where the reader's program has its value.
 
     Arguments:
-        graph: The calls.
-        modules: Modules among them, by the name they have in the graph.
-        constants: Tensors that do not depend on x, likewise.
-    """
-
-    graph: fx.Graph
-    modules: dict[str, nn.Module]
-    constants: dict[str, Tensor]
-
-
-def traced(energy: EnergyFn, remembered: bool) -> Trace | None:
-    """The trace of an energy.
-
-    A trace follows weights as they change, but not other attributes: replace a remembered one that
-    no longer agrees with autograd by a fresh one.
-
-    Arguments:
-        energy: `(B, *event) -> (B,)`.
-        remembered: Give an earlier trace of the same object, None if there is none; otherwise trace
-            anew, and remember it.
+        energy: `(B, *event) -> (B,)`, frozen.
+        reader: It has seen nothing but x, which is slot 0.
 
     Raises:
-        Exception: Whatever stops the trace, e.g. control flow that depends on x.
+        Exception: Whatever stops the trace, e.g. an operation that the reader does not know or
+            control flow that depends on x.
     """
-    lasting = isinstance(energy, nn.Module | types.FunctionType)
-    if remembered:
-        return _traces.get(energy) if lasting else None
-    tracer = _Tracer()
-    graph = tracer.trace(lambda x: energy(x))
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    modules = {name: m for name, m in tracer.modules.items() if name in called}
-    trace = Trace(graph, modules, tracer.constants)
-    if lasting:
-        _traces[energy] = trace
-    return trace
+    compiled = hasattr(energy, "_torchdynamo_orig_callable")
+    if compiled or any(_hides(module) for module in held_modules(energy)):
+        raise Unsupported
+    result: Any = energy(StandIn(reader, Slot(0)))  # type: ignore[arg-type]
+    if not isinstance(result, StandIn) or not isinstance(result.value, Slot):
+        raise Unsupported
+    return result.value
+
+
+def _hides(module: nn.Module) -> bool:
+    """Whether calling a module is more than its `forward`: hooks, `torch.compile`."""
+    compiled = getattr(module, "_compiled_call_impl", None) or "_orig_mod" in module._modules
+    return bool(module._forward_hooks or module._forward_pre_hooks or compiled)
+
+
+class StandIn:
+    """A value that depends on x, in the place of its tensor.
+
+    Shapes are those of the chain. Whatever else would make a number of it raises, as does a change
+    in place.
+    """
+
+    def __init__(self, reader: Reader, value: Slot | Parts) -> None:
+        self.reader, self.value = reader, value
+
+    def call(self, name: str, args: tuple, kwargs: dict) -> "StandIn":
+        """What the operation of this name makes of stand-ins and other arguments."""
+        if name.endswith("_") and not name.endswith("__"):
+            raise Unsupported
+        return StandIn(self.reader, self.reader.call(name, _values(args), _values(kwargs)))
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> "StandIn":
+        given = kwargs or {}
+        first = _first((*args, *given.values()))
+        assert first is not None
+        return first.call(getattr(function, "__name__", ""), args, given)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shape", "ndim", "dtype", "device", "size", "dim", "numel"):
+            if isinstance(self.value, Slot):
+                return getattr(self.reader.program.example[self.value], name)
+        elif callable(getattr(Tensor, name, None)):
+            return lambda *args, **kwargs: self.call(name, (self, *args), kwargs)
+        raise Unsupported
+
+    def __add__(self, other: Any) -> "StandIn":
+        return self.call("add", (self, other), {})
+
+    def __sub__(self, other: Any) -> "StandIn":
+        return self.call("sub", (self, other), {})
+
+    def __rsub__(self, other: Any) -> "StandIn":
+        return self.call("sub", (other, self), {})
+
+    def __mul__(self, other: Any) -> "StandIn":
+        return self.call("mul", (self, other), {})
+
+    def __truediv__(self, other: Any) -> "StandIn":
+        return self.call("div", (self, other), {})
+
+    def __matmul__(self, other: Any) -> "StandIn":
+        return self.call("matmul", (self, other), {})
+
+    def __pow__(self, other: Any) -> "StandIn":
+        return self.call("pow", (self, other), {})
+
+    def __neg__(self) -> "StandIn":
+        return self.call("neg", (self,), {})
+
+    def __getitem__(self, index: Any) -> "StandIn":
+        return self.call("getitem", (self, index), {})
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def _refuse(self, *args: Any) -> Any:
+        raise Unsupported
+
+    __bool__ = __iter__ = __float__ = __int__ = __index__ = __eq__ = __ne__ = _refuse
+
+
+def _first(values: Iterable[Any]) -> StandIn | None:
+    """A stand-in among arguments."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            value = _first(value)
+        if isinstance(value, StandIn):
+            return value
+    return None
+
+
+def _values(given: Any) -> Any:
+    """Arguments with the values of stand-ins in their places, and tensors without their graphs."""
+    if isinstance(given, StandIn):
+        return given.value
+    if isinstance(given, Tensor):
+        return given.detach()
+    if isinstance(given, dict):
+        return {name: _values(value) for name, value in given.items()}
+    if isinstance(given, tuple | list):
+        return tuple(_values(value) for value in given)
+    return given
