@@ -219,9 +219,9 @@ class CommandLine(LightningCLI):
     def _start_from(self, weights: str | None) -> None:
         """Take the weights of another run; all else begins anew."""
         if weights is not None:
-            found = read_checkpoint(weights)["state_dict"]
+            found = read_checkpoint(weights)
             check_weights(self.model, found, weights)
-            self.model.load_state_dict(found)
+            self.model.load_state_dict(found["state_dict"])
 
     def _keep_rows(self, ckpt: str | None) -> None:
         for logger in self.trainer.loggers:
@@ -269,7 +269,7 @@ class CommandLine(LightningCLI):
         """Refuse a checkpoint that is not one, or another model's, before anything is written."""
         if path is None or not Path(path).suffix:  # Lightning's keywords: best, last …
             return
-        check_weights(self.model, read_checkpoint(path)["state_dict"], path)
+        check_weights(self.model, read_checkpoint(path), path)
 
     def _last(self) -> Path:
         return Path(str(self.run_dir)) / "checkpoints" / "last.ckpt"

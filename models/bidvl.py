@@ -20,6 +20,7 @@ from eblvm.objectives import (
     gaussian_kl,
 )
 from eblvm.samplers.score import score, squared_gradient
+from eblvm.temperature import DenoisingTemperature
 
 from .two_player import TwoPlayer
 
@@ -44,8 +45,10 @@ class BiDVL(TwoPlayer):
 
     A Gaussian likelihood of scale √½ makes −log p(x|z) the plain squared error of the released
     code. What the released objective learns is a right generator and an energy that orders points
-    but has no temperature. `decoder_noise` together with a `GaussianCycle` and λ in nats makes
-    maximum likelihood the fixed point.
+    but has no temperature. Two ways to one, both ours and not the paper's: `decoder_noise` together
+    with a `GaussianCycle` and λ in nats makes maximum likelihood the fixed point, of another game;
+    `temperature` leaves the game, and so generator and samples, as it is, and fits a factor β on
+    the energy to the training data, with which densities and scores are those of exp(−β E).
 
     References:
         Bi-level Doubly Variational Learning for Energy-based Latent Variable Models (Kan et al.,
@@ -74,6 +77,9 @@ class BiDVL(TwoPlayer):
         gradient_penalty: Factor γ/2 · ‖∇E‖² on data; γ itself.
         penalty_every: Batches between gradient penalties, each weighted by as much.
         energy_penalty: Factor on E(x)² + E(x̂)².
+        temperature: How β is fitted, before each validation and after each epoch; 1 if None.
+            Weights averaged by `--ema` are fitted at validations; between those they keep the β of
+            the weights as they are.
         critic_optimizer: Of the energy; Adam with betas (0, 0.9) in the released code.
         player_optimizer: Of encoder and generator.
         critic_scheduler: As in `TwoPlayer`.
@@ -83,7 +89,13 @@ class BiDVL(TwoPlayer):
         clip_norm: As in `TwoPlayer`.
         channels_last: Whether filters, and with them all maps, lie in memory with channels last,
             which makes convolutions faster; results agree to rounding.
+
+    Raises:
+        ValueError: If a number is out of range, or a warm-up has nothing to learn.
+        TypeError: When a run starts, if `temperature` finds no data module to take data from.
     """
+
+    inverse_temperature: Tensor
 
     def __init__(
         self,
@@ -101,6 +113,7 @@ class BiDVL(TwoPlayer):
         gradient_penalty: float = 0.0,
         penalty_every: int = 1,
         energy_penalty: float = 0.0,
+        temperature: DenoisingTemperature | None = None,
         critic_optimizer: OptimizerCallable = torch.optim.Adam,
         player_optimizer: OptimizerCallable = torch.optim.Adam,
         critic_scheduler: LRSchedulerCallable | None = None,
@@ -142,12 +155,33 @@ class BiDVL(TwoPlayer):
         self.gradient_penalty = gradient_penalty
         self.penalty_every = penalty_every
         self.energy_penalty = energy_penalty
+        self.temperature = temperature
+        if temperature is not None:
+            self.register_buffer("inverse_temperature", torch.ones(()))
         self._latents: Tensor | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if warm_up and not self.lower.forward:
             raise ValueError("warm_up learns the evidence bound, and this divergence has none.")
         self.configure_optimizers()  # a missing learning rate is found before any data is read
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.temperature is not None and not hasattr(data, "batches"):
+            raise TypeError(
+                "temperature is fitted to training data in order, which a data module of "
+                "eblvm.data hands out, and this trainer has none. Pass one as `datamodule`, or set "
+                "temperature to null."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints from before there was a temperature have β = 1."""
+        if self.temperature is not None:
+            # the second is there where the first holds averaged weights
+            for state in ("state_dict", "current_model_state"):
+                if state in checkpoint:
+                    checkpoint[state].setdefault("inverse_temperature", torch.ones(()))
 
     def critic(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
@@ -172,6 +206,41 @@ class BiDVL(TwoPlayer):
         """Mean and log-variance of q(z|x), each with shape `(B, D)`."""
         latent = self.latent
         return latent.posterior.proposal(x, latent.prior, latent.likelihood)
+
+    def density_energy(self, x: Tensor) -> Tensor:
+        """β E(x), the energy of the density that the model stands for, `(B,)`."""
+        energy = self.energy(x)
+        return energy if self.temperature is None else self.inverse_temperature * energy
+
+    def fit_temperature(self) -> None:
+        """Fit β to the training data at the energy as it is.
+
+        Where the energy is flat all over the data, any β is as good, and it is left as it was.
+        """
+        if self.temperature is None:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        share, seen = -(-self.temperature.num // self.trainer.world_size), 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        kind = self.inverse_temperature.dtype
+        for i, (x, _) in enumerate(data.batches("train", in_order=True)):
+            x = x[: share - seen].to(self.device, kind)
+            sums += self.temperature.sums(self.energy, x, self.generator(i, 8))
+            seen += len(x)
+            if seen >= share:
+                break
+        gathered: Any = self.all_gather(sums)
+        slope, square = gathered.view(-1, 2).sum(0)
+        if square > 0:
+            self.inverse_temperature.copy_(slope / square)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.fit_temperature()  # averaged weights are in place by now
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.fit_temperature()
 
     def critic_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int
@@ -255,6 +324,8 @@ class BiDVL(TwoPlayer):
         }
         terms = self.player_terms(batch, generator, 0)
         figures["loss"] = torch.stack([term.mean() for term in terms.values()]).sum()
+        if self.temperature is not None:
+            figures["inverse_temperature"] = self.inverse_temperature
         self.log_dict(
             {f"{stage}/{name}": value.mean() for name, value in figures.items()},
             batch_size=len(x),
@@ -288,9 +359,9 @@ class BiDVL(TwoPlayer):
         return self.latent.reconstruct(x, generator)
 
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
-        """log p(x) ∝ −E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""
+        """log p(x) ∝ −β E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""
         kind: dict[str, Any] = {"device": self.device, "dtype": self.latent.prior.origin.dtype}
-        return energy_log_prob(self.energy, bounds, resolution, **kind)
+        return energy_log_prob(self.density_energy, bounds, resolution, **kind)
 
     @torch.no_grad()
     def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -298,9 +369,13 @@ class BiDVL(TwoPlayer):
 
         `energy`, −E; `gradient_norm`, −‖∇E‖; `joint`, −E + log q(z|x) at q's mean; `bound`, the
         evidence bound of encoder and generator; `reconstruction`, −‖x − G(μ(x))‖²;
-        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's.
+        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's. With a
+        `temperature` E is β times the energy; without, the energy before an activation that may
+        saturate, whose order is the same.
         """
-        raw = getattr(self.energy, "raw", self.energy)  # before an activation that may saturate
+        raw: Any = self.density_energy
+        if self.temperature is None:
+            raw = getattr(self.energy, "raw", self.energy)
         energy = raw(x)
         mean, log_variance = self.encode(x)
         bound = -sum(self.latent.loss(x, generator).values(), torch.zeros_like(energy))

@@ -273,12 +273,12 @@ def test_scores_are_high_for_data(monkeypatch):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
-    """Both optimizers, the vectors of spectral normalization, batch statistics, and all noise."""
+    """Both optimizers, spectral norms' vectors, batch statistics, the temperature, all noise."""
     small = ["--data.num_train=80", "--data.num_val=20", "--data.num_test=20"]
     small += ["--data.batch_size=20", "--trainer.callbacks=[]", "--trainer.accelerator=cpu"]
     small += ["--trainer.enable_progress_bar=false", "--monitor=val/loss", "--ema=0.9"]
     small += ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
-    recipe = ["fit", "--config", "toy/bidvl_8gaussians", *small]
+    recipe = ["fit", "--config", "toy/bidvl_tempered_8gaussians", *small]
 
     def state(runs):
         (last,) = (tmp_path / runs).rglob("last.ckpt")
@@ -291,6 +291,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
     assert done.status == 0, done.err
     whole, resumed = state("a")[1], state("b")[1]
     assert whole["global_step"] == resumed["global_step"] == 6
+    assert whole["state_dict"]["inverse_temperature"] != 1
     assert whole["state_dict"].keys() == resumed["state_dict"].keys()
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
