@@ -14,18 +14,20 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from eblvm.callbacks import CompileNetworks, Cost, Interrupt, Progress, RandomState
+from eblvm.callbacks import (
+    AveragedWeights,
+    CompileNetworks,
+    Cost,
+    Interrupt,
+    Progress,
+    RandomState,
+)
 from eblvm.checkpoint import check_weights, read_checkpoint
 from eblvm.cli import UserError, resolve_recipe
 from eblvm.complaint import retell
@@ -157,10 +159,10 @@ class CommandLine(LightningCLI):
         bars = (RichProgressBar, TQDMProgressBar)
         callbacks[:] = [Progress(options.monitor) if type(c) in bars else c for c in callbacks]
         folder = self.run_dir / "checkpoints"
-        callbacks += [RandomState(), Cost(), Interrupt(str(folder / "last.ckpt"))]
-        if options.ema:
-            # Buffers go along as they are: averaged states of a replay buffer would be no states.
-            callbacks.append(EMAWeightAveraging(decay=options.ema, use_buffers=False))
+        callbacks += [RandomState(), Cost()]
+        if options.ema:  # before what saves within an epoch: a step that is saved is averaged
+            callbacks.append(AveragedWeights(options.ema))
+        callbacks.append(Interrupt(str(folder / "last.ckpt")))
         if options.compile:
             callbacks.append(CompileNetworks())
         if trainer.checkpoint_callbacks:
