@@ -249,7 +249,7 @@ class BiDVL(TwoPlayer):
         with torch.no_grad():
             z = self.latent.prior.sample(len(x), generator)
             sample = self.generate(z, generator)
-        self._latents = z
+        self._latents = z if self.shared_latents else None
         # one pass of both: one power iteration of spectral norms, and the same norms for both
         positive, negative = self.energy(torch.cat([x, sample])).split(len(x))
         terms = {"contrast": self.contrast(positive, negative)}
@@ -272,8 +272,8 @@ class BiDVL(TwoPlayer):
             weight = self.lower.forward * self.ratio(x)
             terms |= {n: weight * term for n, term in self.latent.loss(x, generator).items()}
         if self.lower.reverse and not self.warming:  # KL(generator ‖ p), its entropy bounded
-            z = self._latents if self.shared_latents and step == 0 else None
-            if z is None or len(z) != len(x):
+            z, self._latents = self._latents, None  # of this batch's upper level, for one step
+            if z is None:
                 z = self.latent.prior.sample(len(x), generator)
             sample = self.generate(z, generator)
             reverse = {"energy": self.energy(sample)}

@@ -239,6 +239,23 @@ def test_channels_last_agrees_to_rounding():
         torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_loss_in_evaluation_does_not_hang_on_what_was_trained_last():
+    """Shared latents are this batch's: the next evaluation, and a second step, draw their own."""
+    x, batch = torch.randn(4, 1).double(), (torch.randn(4, 1).double(), None)
+    learner = game(shared_latents=True)
+
+    def loss():
+        terms = learner.player_terms(batch, torch.Generator().manual_seed(1), 0)
+        return float(sum(t.mean() for t in terms.values()).detach())
+
+    fresh = loss()
+    learner.terms((x, None), torch.Generator().manual_seed(0))
+    assert loss() == fresh
+    learner.critic_terms((x, None), torch.Generator().manual_seed(0), 0)
+    assert loss() != fresh  # the first step of the lower level shares
+    assert loss() == fresh
+
+
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
     inside = torch.tensor([-0.9, 0.5, 3.0], requires_grad=True)
     outside = torch.tensor([0.9, -0.5, -3.0], requires_grad=True)
