@@ -158,6 +158,7 @@ class BiDVL(TwoPlayer):
         self.temperature = temperature
         if temperature is not None:
             self.register_buffer("inverse_temperature", torch.ones(()))
+        self._batches_before = 0
         self._latents: Tensor | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -176,7 +177,8 @@ class BiDVL(TwoPlayer):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checkpoints from before there was a temperature have β = 1."""
+        """Checkpoints from before there was a temperature have β = 1; a warm-up is once."""
+        self._batches_before = checkpoint.get("global_step", 0)
         if self.temperature is not None:
             # the second is there where the first holds averaged weights
             for state in ("state_dict", "current_model_state"):
@@ -191,8 +193,9 @@ class BiDVL(TwoPlayer):
 
     @property
     def warming(self) -> bool:
-        """Whether the energy still rests."""
-        return self._trainer is not None and self.global_step < self.warm_up
+        """Whether the energy still rests; a trainer that only evaluates counts no steps itself."""
+        batches = max(self.global_step, self._batches_before)
+        return self._trainer is not None and batches < self.warm_up
 
     def turns(self) -> tuple[int, int]:
         return (0 if self.warming else self.critic_steps), self.player_steps

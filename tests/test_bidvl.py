@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from bidvl_parts import SIGNS, exact_noise, game
+from pytorch_lightning import Trainer
 from scipy.optimize import root
+from torch.utils.data import DataLoader, TensorDataset
 
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
@@ -275,6 +277,30 @@ def test_a_warm_up_without_bound_and_negative_settings_are_refused():
         game(gradient_penalty=-1.0)
     with pytest.raises(ValueError, match="one of them positive"):
         ForwardDivergence(0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
+def test_a_test_of_a_trained_model_shows_the_terms_after_the_warm_up(tmp_path):
+    """A new trainer's `global_step` is 0; what counts is the checkpoint's."""
+
+    def trainer(**settings):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet, **settings)
+
+    def loader():
+        return DataLoader(TensorDataset(torch.randn(12, 1).double(), torch.zeros(12)), 4)
+
+    learner = game(lower=SymmetricDivergence(0.2), warm_up=2)
+    run = trainer(max_steps=3, limit_val_batches=0)
+    run.fit(learner, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    seen = []
+    for ckpt in (None, tmp_path / "a.ckpt"):
+        again = game(lower=SymmetricDivergence(0.2), warm_up=2)
+        terms = again.player_terms
+        again.player_terms = lambda *a, terms=terms: seen.append(terms(*a)) or seen[-1]
+        trainer().test(again, loader(), ckpt_path=ckpt, verbose=False)
+    assert "energy" not in seen[0] and {"energy", "cycle"} <= seen[-1].keys()
 
 
 def test_scores_are_high_for_data(monkeypatch):
