@@ -32,7 +32,8 @@ class JointBiDVL(TwoPlayer):
         energy: E.
         pair: q and p.
         learning_rates: Rates of `energy` and `pair`; the pair's should be the higher by 3 or so.
-        posterior: D₁; symmetric if None.
+        posterior: D₁; symmetric if None, which a GaussianPair cannot compute: give it
+            `ReverseDivergence`.
         joint: D₂; symmetric if None.
         unroll_steps: Steps of the pair's optimizer that the energy's gradient sees; 0 is first
             order, and keeps no graph.
@@ -42,6 +43,9 @@ class JointBiDVL(TwoPlayer):
         player_scheduler: As in `TwoPlayer`.
         player_steps: K.
         clip_norm: As in `TwoPlayer`.
+
+    Raises:
+        ValueError: If `unroll_steps` is negative, or the pair cannot compute a divergence.
     """
 
     player_first = True
@@ -79,6 +83,7 @@ class JointBiDVL(TwoPlayer):
         self.posterior = SymmetricDivergence() if posterior is None else posterior
         self.joint = SymmetricDivergence() if joint is None else joint
         self.unroll_steps = unroll_steps
+        self.pair.check(self.posterior, self.joint)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
     def critic(self) -> dict[str, nn.Module]:

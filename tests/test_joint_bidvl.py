@@ -395,6 +395,10 @@ class TestGaussianPair:
     def test_forward_posterior_is_refused(self):
         with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
             self.pair().lower(Quadratic(), DATA[:, :1], ForwardDivergence(), ReverseDivergence())
+        rates = {"energy": 1e-3, "pair": 1e-3}
+        with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
+            JointBiDVL(Quadratic(), self.pair(), rates)  # D₁ is symmetric: before any data is read
+        JointBiDVL(Quadratic(), self.pair(), rates, ReverseDivergence())
 
 
 class TestBoltzmannMachine:
