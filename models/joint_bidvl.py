@@ -103,16 +103,20 @@ class JointBiDVL(TwoPlayer):
     def unrolled(
         self, x: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator | None = None
     ) -> Tensor:
-        """J at where the optimizer would take the pair, with a graph to the energy, `(B,)`."""
+        """J at where the optimizer would take the pair, with a graph to the energy, `(B,)`.
+
+        The pair stays as it is, its buffers (of batch normalization, say) included.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.pair.named_buffers()}
 
         def loss(values: dict[str, Tensor]) -> Tensor:
             settings = (self.energy, x, self.posterior, self.joint, generator)
-            terms = functional_call(self.pair, values, ("lower", *settings))
+            terms = functional_call(self.pair, values | buffers, ("lower", *settings))
             return torch.stack([term.mean() for term in terms.values()]).sum()
 
         parameters = dict(self.pair.named_parameters())
         values = unroll(loss, parameters, optimizer, self.unroll_steps)
-        return functional_call(self.pair, values, ("upper", self.energy, x, generator))
+        return functional_call(self.pair, values | buffers, ("upper", self.energy, x, generator))
 
     def player_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int
