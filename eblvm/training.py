@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse._loaders_dumpers import get_loader_exceptions
+from jsonargparse._optionals import get_omegaconf_loader
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -64,9 +66,22 @@ __all__ = ["CommandLine", "build", "parse", "quiet", "run"]
 # Lightning 2.6 calls jsonargparse by names that are going away; no user can act on that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+_load = get_omegaconf_loader("omegaconf+")
+
+
+def load_value(text: str) -> Any:
+    """A value of a recipe or of the command line.
+
+    jsonargparse (4.53) hands a null that is meant for a class within a class on as the word None,
+    and then misses a number: the word is read as the null that it was.
+    """
+    return None if text.strip() == "None" else _load(text)
+
+
 # Overrides reach every `${…}` of a recipe only with this pair.
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+set_loader("omegaconf+", load_value, get_loader_exceptions("yaml"))
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # chains need gradients in test as in training
