@@ -68,8 +68,9 @@ class BiDVL(TwoPlayer):
             q(z|x̂) for its mean and moves the encoder, as does KL(q(z|x̂) ‖ p(z))/D, in place of the
             upper level's unbounded share.
         decoder_noise: Whether samples are drawn from p(x|z) instead of being its mean.
-        shared_latents: Whether the lower level's first step takes the latents of the upper level
-            instead of fresh ones, as the released convolutional version does.
+        shared_latents: Whether the first steps of both levels take the same latents, as the
+            released convolutional version does. The generator rests in between, so its samples are
+            the same, too, and are made once; batch normalization sees them once, not twice.
         ratio_bounds: Clamp, such as (0.8, 1.2), of a weight p/π estimated for each datum on the
             evidence bound; 1 for all if None.
         warm_up: Batches at the start for which encoder and generator learn the evidence bound
@@ -159,7 +160,7 @@ class BiDVL(TwoPlayer):
         if temperature is not None:
             self.register_buffer("inverse_temperature", torch.ones(()))
         self._batches_before = 0
-        self._latents: Tensor | None = None
+        self._shared: tuple[Tensor, Tensor] | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if warm_up and not self.lower.forward:
@@ -199,6 +200,11 @@ class BiDVL(TwoPlayer):
 
     def turns(self) -> tuple[int, int]:
         return (0 if self.warming else self.critic_steps), self.player_steps
+
+    def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents `(B, D)` and the generator's data for them, with a graph."""
+        z = self.latent.prior.sample(num, generator)
+        return z, self.generate(z, generator)
 
     def generate(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The generator's data for latents `(B, D)`, as training sees them, with a graph."""
@@ -245,14 +251,22 @@ class BiDVL(TwoPlayer):
         super().on_train_epoch_end()
         self.fit_temperature()
 
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self.shared_latents and self.lower.reverse and not self.warming:
+            # made before either player is frozen: the generator needs the graph
+            self._shared = self.draw(len(batch[0]), self.generator(batch_idx, 2))
+        super().training_step(batch, batch_idx)
+        self._shared = None
+
     def critic_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int
     ) -> dict[str, Tensor]:
         x = batch[0]
-        with torch.no_grad():
-            z = self.latent.prior.sample(len(x), generator)
-            sample = self.generate(z, generator)
-        self._latents = z if self.shared_latents else None
+        if self._shared is not None and step == 0:
+            sample = self._shared[1].detach()
+        else:
+            with torch.no_grad():
+                sample = self.draw(len(x), generator)[1]
         # one pass of both: one power iteration of spectral norms, and the same norms for both
         positive, negative = self.energy(torch.cat([x, sample])).split(len(x))
         terms = {"contrast": self.contrast(positive, negative)}
@@ -275,10 +289,8 @@ class BiDVL(TwoPlayer):
             weight = self.lower.forward * self.ratio(x)
             terms |= {n: weight * term for n, term in self.latent.loss(x, generator).items()}
         if self.lower.reverse and not self.warming:  # KL(generator ‖ p), its entropy bounded
-            z, self._latents = self._latents, None  # of this batch's upper level, for one step
-            if z is None:
-                z = self.latent.prior.sample(len(x), generator)
-            sample = self.generate(z, generator)
+            shared, self._shared = self._shared, None  # its graph serves one step
+            z, sample = shared or self.draw(len(x), generator)
             reverse = {"energy": self.energy(sample)}
             reverse |= self.cycle_terms(z, sample, generator)
             terms |= {n: self.lower.reverse * term for n, term in reverse.items()}

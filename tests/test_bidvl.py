@@ -241,21 +241,37 @@ def test_channels_last_agrees_to_rounding():
         torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_in_evaluation_does_not_hang_on_what_was_trained_last():
-    """Shared latents are this batch's: the next evaluation, and a second step, draw their own."""
-    x, batch = torch.randn(4, 1).double(), (torch.randn(4, 1).double(), None)
-    learner = game(shared_latents=True)
+def alone(tmp_path, **settings):
+    """A trainer that keeps and says nothing."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    return Trainer(**quiet, **settings)
 
-    def loss():
-        terms = learner.player_terms(batch, torch.Generator().manual_seed(1), 0)
-        return float(sum(t.mean() for t in terms.values()).detach())
 
-    fresh = loss()
-    learner.terms((x, None), torch.Generator().manual_seed(0))
-    assert loss() == fresh
-    learner.critic_terms((x, None), torch.Generator().manual_seed(0), 0)
-    assert loss() != fresh  # the first step of the lower level shares
-    assert loss() == fresh
+def points(num):
+    return DataLoader(TensorDataset(torch.randn(num, 1).double(), torch.zeros(num)), 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
+def test_levels_share_one_pass_of_the_generator_and_no_evaluation_hangs_on_it(tmp_path):
+    """The lower level's first step takes the samples of the upper level, with their graph."""
+    batch, g = (torch.randn(4, 1).double(), None), torch.Generator()
+    for shared, passes in ((True, 2), (False, 3)):  # of the data's latents, and of samples
+        learner, calls = game(lower=SymmetricDivergence(0.2), shared_latents=shared), []
+        decoder = learner.latent.likelihood.decoder
+        decoder.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        before = decoder.value.detach().clone()
+        alone(tmp_path, max_steps=1, limit_val_batches=0).fit(learner, points(4))
+        assert len(calls) == passes
+        assert not torch.equal(decoder.value, before)
+
+        def loss(learner=learner):
+            terms = learner.player_terms(batch, g.manual_seed(1), 0)
+            return float(sum(t.mean() for t in terms.values()).detach())
+
+        first = loss()
+        learner.terms((torch.randn(4, 1).double(), None), g.manual_seed(0))
+        assert loss() == first
 
 
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
@@ -282,24 +298,16 @@ def test_a_warm_up_without_bound_and_negative_settings_are_refused():
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
 def test_a_test_of_a_trained_model_shows_the_terms_after_the_warm_up(tmp_path):
     """A new trainer's `global_step` is 0; what counts is the checkpoint's."""
-
-    def trainer(**settings):
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        return Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet, **settings)
-
-    def loader():
-        return DataLoader(TensorDataset(torch.randn(12, 1).double(), torch.zeros(12)), 4)
-
     learner = game(lower=SymmetricDivergence(0.2), warm_up=2)
-    run = trainer(max_steps=3, limit_val_batches=0)
-    run.fit(learner, loader())
+    run = alone(tmp_path, max_steps=3, limit_val_batches=0)
+    run.fit(learner, points(12))
     run.save_checkpoint(tmp_path / "a.ckpt")
     seen = []
     for ckpt in (None, tmp_path / "a.ckpt"):
         again = game(lower=SymmetricDivergence(0.2), warm_up=2)
         terms = again.player_terms
         again.player_terms = lambda *a, terms=terms: seen.append(terms(*a)) or seen[-1]
-        trainer().test(again, loader(), ckpt_path=ckpt, verbose=False)
+        alone(tmp_path).test(again, points(12), ckpt_path=ckpt, verbose=False)
     assert "energy" not in seen[0] and {"energy", "cycle"} <= seen[-1].keys()
 
 
