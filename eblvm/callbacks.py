@@ -1,11 +1,13 @@
 """What every run carries with it: exact resuming, a safe Ctrl-C, its cost, compiled networks."""
 
+import itertools
 import json
 import random
 import resource
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
 from torch import nn
 
-__all__ = ["CompileNetworks", "Cost", "Interrupt", "Progress", "RandomState"]
+from eblvm.averaging import RunningAverage, estimate_statistics, statistics
+from eblvm.data import DataModule
+
+__all__ = ["AveragedWeights", "CompileNetworks", "Cost", "Interrupt", "Progress", "RandomState"]
 
 
 class RandomState(Callback):
@@ -71,6 +76,68 @@ class RandomState(Callback):
         if self._restored and len(self._restored) == trainer.world_size:
             self.restore(self._restored[trainer.global_rank])
         self._restored = None
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's running average of weights, with the statistics that batch normalization needs.
+
+    Validation, checkpoints and the end of training have the average; see
+    `eblvm.averaging.RunningAverage` for what is averaged. Before each of them the running
+    statistics of batch normalization are computed from training batches by the averaged weights
+    themselves, if a learner normalizes so and the data are a `DataModule`'s.
+
+    Arguments:
+        decay: What is kept of the average at each step.
+        num_batches: Batches for the statistics; as many as weigh in a running mean of momentum 0.1.
+    """
+
+    def __init__(self, decay: float, num_batches: int = 20) -> None:
+        super().__init__(decay=decay)
+        self.decay = decay
+        self.num_batches = num_batches
+        self._settled = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._average_model = RunningAverage(pl_module, self.decay).to(pl_module.device)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle(trainer, pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._settle(trainer, pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._settle(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Statistics of the averaged weights; once a step, and equal on all ranks."""
+        data = getattr(trainer, "datamodule", None)
+        average: Any = self._average_model
+        if average is None or trainer.sanity_checking or self._settled == trainer.global_step:
+            return
+        self._settled = trainer.global_step
+        found = statistics(average.module)
+        if not found or not isinstance(data, DataModule) or not hasattr(pl_module, "terms"):
+            return
+
+        learner: Any = pl_module
+
+        def passes() -> Iterator[tuple[Any, torch.Generator]]:
+            for i, batch in enumerate(itertools.islice(data.batches("train"), self.num_batches)):
+                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                yield trainer.precision_plugin.convert_input(batch), learner.generator(i, 9)
+
+        with trainer.precision_plugin.train_step_context():
+            estimate_statistics(average.module, passes())
+        for value in found:
+            gathered: Any = pl_module.all_gather(value)
+            value.copy_(gathered.view(-1, *value.shape).mean(0))
 
 
 class Progress(RichProgressBar):

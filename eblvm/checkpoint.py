@@ -59,11 +59,16 @@ def diagnosis(path: Path, error: Exception) -> str:
     return "it was not written by eblvm or Lightning"
 
 
-def check_weights(model: LightningModule, weights: dict[str, Any], path: str | Path) -> None:
-    """Raise a `UserError` that names the differences, if the weights are not this model's."""
+def check_weights(model: LightningModule, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise a `UserError` that names the differences, if the weights are not this model's.
+
+    What the model adds to checkpoints of older versions (`on_load_checkpoint`) is in them then.
+    """
+    model.on_load_checkpoint(checkpoint)
     own = model.state_dict()
     # `Negatives` reads both: earlier versions had its factor under another name.
-    weights = {name.replace("._extra_state", ".factor"): v for name, v in weights.items()}
+    named = checkpoint["state_dict"].items()
+    weights = {name.replace("._extra_state", ".factor"): value for name, value in named}
     missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     sizes = [
         f"{n}: {tuple(weights[n].shape)} in the file, {tuple(own[n].shape)} in the model"
@@ -99,7 +104,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Lightnin
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
     config = parser.parse_object({"model": {"class_path": class_path, "init_args": arguments}})
     model = parser.instantiate_classes(config).model
-    check_weights(model, checkpoint["state_dict"], path)
+    check_weights(model, checkpoint, path)
     model.load_state_dict(checkpoint["state_dict"])
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

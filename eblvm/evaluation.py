@@ -327,36 +327,61 @@ class GridDensity(Evaluation):
     Logs `kl`, KL(data‖model) by quadrature, and `sample_kl`, KL(data‖samples) of a histogram, whose
     value for perfect samples is above zero; and draws both densities and samples.
 
+    What an energy is normalized over matters where it is flat: a density that is spread over a box
+    twice as wide has log 4 nats less everywhere. Energies are normalized over the data's own box
+    made twice as wide, ±9.90 for eight Gaussians, unless `box` says otherwise.
+
     Arguments:
         resolution: Cells per axis of the grid.
         num: Samples, drawn with the observation noise.
         bins: Cells per axis of the histogram.
         every_n_epochs: Epochs between looks.
+        box: b of the square [−b, b]² on which the model's density is normalized, compared and
+            drawn; it must hold the data's own box, which is taken if None. Compare `kl` of one box
+            only. The histogram's box stays the data's.
+
+    Raises:
+        ValueError: At a look, if the data's box is not within the square.
     """
 
     def __init__(
-        self, resolution: int = 400, num: int = 20_000, bins: int = 50, every_n_epochs: int = 1
+        self,
+        resolution: int = 400,
+        num: int = 20_000,
+        bins: int = 50,
+        every_n_epochs: int = 1,
+        box: float | None = None,
     ) -> None:
         super().__init__(every_n_epochs)
         self.resolution = resolution
         self.num = num
         self.bins = bins
+        self.box = box
         self._truth: tuple[Any, Tensor] | None = None
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         density = known_density(trainer, "GridDensity")
         model: Any = require(learner, GridLogProb, "GridDensity")
-        bounds = density.bounds
+        bounds, widest = density.bounds, max(abs(side) for axis in density.bounds for side in axis)
+        if self.box is not None:
+            bounds = ((-self.box, self.box),) * 2
+        if self.box is not None and self.box < widest:
+            raise ValueError(
+                f"box is {self.box}, and the data's own box is {density.bounds}; expected a square "
+                "[−box, box]² that holds it."
+            )
         if self._truth is None or self._truth[0] is not density:
             points = grid_points(bounds, self.resolution, dtype=torch.float64)
             log_prob = torch.cat([density.log_prob(part) for part in points.split(20_000)])
             self._truth = density, log_prob
         truth = self._truth[1]
         log_prob = model.log_prob_on_grid(bounds, self.resolution).cpu()
+        if self.box is not None:  # all of the model's mass in the square, as all of the data's is
+            log_prob = log_prob.log_softmax(0) + truth.logsumexp(0)
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         figures = {
             "kl": kl_of_masses(truth, log_prob),
-            "sample_kl": histogram_kl(samples, density.log_prob, bounds, self.bins),
+            "sample_kl": histogram_kl(samples, density.log_prob, density.bounds, self.bins),
         }
         log(learner, stage, figures)
         maps = {"data": truth, "model": log_prob}

@@ -57,6 +57,14 @@ class VariationalPair(nn.Module, ABC):
             generator: Source of the noise.
         """
 
+    def check(self, posterior: Divergence, joint: Divergence) -> None:
+        """Raise a `ValueError` if the pair cannot compute one of these; none by default.
+
+        Arguments:
+            posterior: D₁.
+            joint: D₂.
+        """
+
     @abstractmethod
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw x of p, detached, with shape `(num, *event)`."""
@@ -208,6 +216,13 @@ class GaussianPair(VariationalPair):
     ) -> Tensor:
         return self._free(energy, x, generator)[0] - energy.joint(*self._pairs(len(x), generator))
 
+    def check(self, posterior: Divergence, joint: Divergence) -> None:
+        if posterior.forward:
+            raise ValueError(
+                "KL(p_E(z|x) ‖ q) needs samples of the model's posterior, which GaussianPair does "
+                "not have. Use ReverseDivergence for the posterior."
+            )
+
     def lower(
         self,
         energy: JointEnergy,
@@ -216,11 +231,7 @@ class GaussianPair(VariationalPair):
         joint: Divergence,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        if posterior.forward:
-            raise ValueError(
-                "KL(p_E(z|x) ‖ q) needs samples of the model's posterior, which GaussianPair does "
-                "not have. Use ReverseDivergence for the posterior."
-            )
+        self.check(posterior, joint)
         free, inference = self._free(energy, x, generator)
         terms = {"posterior": posterior.reverse * free}
         if joint.reverse:

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse._loaders_dumpers import get_loader_exceptions
+from jsonargparse._optionals import get_omegaconf_loader
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichProgressBar,
-    TQDMProgressBar,
-)
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from eblvm.callbacks import CompileNetworks, Cost, Interrupt, Progress, RandomState
+from eblvm.callbacks import (
+    AveragedWeights,
+    CompileNetworks,
+    Cost,
+    Interrupt,
+    Progress,
+    RandomState,
+)
 from eblvm.checkpoint import check_weights, read_checkpoint
 from eblvm.cli import UserError, resolve_recipe
 from eblvm.complaint import retell
@@ -62,9 +66,22 @@ __all__ = ["CommandLine", "build", "parse", "quiet", "run"]
 # Lightning 2.6 calls jsonargparse by names that are going away; no user can act on that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+_load = get_omegaconf_loader("omegaconf+")
+
+
+def load_value(text: str) -> Any:
+    """A value of a recipe or of the command line.
+
+    jsonargparse (4.53) hands a null that is meant for a class within a class on as the word None,
+    and then misses a number: the word is read as the null that it was.
+    """
+    return None if text.strip() == "None" else _load(text)
+
+
 # Overrides reach every `${…}` of a recipe only with this pair.
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+set_loader("omegaconf+", load_value, get_loader_exceptions("yaml"))
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # chains need gradients in test as in training
@@ -157,10 +174,10 @@ class CommandLine(LightningCLI):
         bars = (RichProgressBar, TQDMProgressBar)
         callbacks[:] = [Progress(options.monitor) if type(c) in bars else c for c in callbacks]
         folder = self.run_dir / "checkpoints"
-        callbacks += [RandomState(), Cost(), Interrupt(str(folder / "last.ckpt"))]
-        if options.ema:
-            # Buffers go along as they are: averaged states of a replay buffer would be no states.
-            callbacks.append(EMAWeightAveraging(decay=options.ema, use_buffers=False))
+        callbacks += [RandomState(), Cost()]
+        if options.ema:  # before what saves within an epoch: a step that is saved is averaged
+            callbacks.append(AveragedWeights(options.ema))
+        callbacks.append(Interrupt(str(folder / "last.ckpt")))
         if options.compile:
             callbacks.append(CompileNetworks())
         if trainer.checkpoint_callbacks:
@@ -220,9 +237,9 @@ class CommandLine(LightningCLI):
     def _start_from(self, weights: str | None) -> None:
         """Take the weights of another run; all else begins anew."""
         if weights is not None:
-            found = read_checkpoint(weights)["state_dict"]
+            found = read_checkpoint(weights)
             check_weights(self.model, found, weights)
-            self.model.load_state_dict(found)
+            self.model.load_state_dict(found["state_dict"])
 
     def _keep_rows(self, ckpt: str | None) -> None:
         for logger in self.trainer.loggers:
@@ -270,7 +287,7 @@ class CommandLine(LightningCLI):
         """Refuse a checkpoint that is not one, or another model's, before anything is written."""
         if path is None or not Path(path).suffix:  # Lightning's keywords: best, last …
             return
-        check_weights(self.model, read_checkpoint(path)["state_dict"], path)
+        check_weights(self.model, read_checkpoint(path), path)
 
     def _last(self) -> Path:
         return Path(str(self.run_dir)) / "checkpoints" / "last.ckpt"

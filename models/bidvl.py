@@ -20,6 +20,7 @@ from eblvm.objectives import (
     gaussian_kl,
 )
 from eblvm.samplers.score import score, squared_gradient
+from eblvm.temperature import DenoisingTemperature
 
 from .two_player import TwoPlayer
 
@@ -44,8 +45,10 @@ class BiDVL(TwoPlayer):
 
     A Gaussian likelihood of scale √½ makes −log p(x|z) the plain squared error of the released
     code. What the released objective learns is a right generator and an energy that orders points
-    but has no temperature. `decoder_noise` together with a `GaussianCycle` and λ in nats makes
-    maximum likelihood the fixed point.
+    but has no temperature. Two ways to one, both ours and not the paper's: `decoder_noise` together
+    with a `GaussianCycle` and λ in nats makes maximum likelihood the fixed point, of another game;
+    `temperature` leaves the game, and so generator and samples, as it is, and fits a factor β on
+    the energy to the training data, with which densities and scores are those of exp(−β E).
 
     References:
         Bi-level Doubly Variational Learning for Energy-based Latent Variable Models (Kan et al.,
@@ -65,8 +68,9 @@ class BiDVL(TwoPlayer):
             q(z|x̂) for its mean and moves the encoder, as does KL(q(z|x̂) ‖ p(z))/D, in place of the
             upper level's unbounded share.
         decoder_noise: Whether samples are drawn from p(x|z) instead of being its mean.
-        shared_latents: Whether the lower level's first step takes the latents of the upper level
-            instead of fresh ones, as the released convolutional version does.
+        shared_latents: Whether the first steps of both levels take the same latents, as the
+            released convolutional version does. The generator rests in between, so its samples are
+            the same, too, and are made once; batch normalization sees them once, not twice.
         ratio_bounds: Clamp, such as (0.8, 1.2), of a weight p/π estimated for each datum on the
             evidence bound; 1 for all if None.
         warm_up: Batches at the start for which encoder and generator learn the evidence bound
@@ -74,6 +78,9 @@ class BiDVL(TwoPlayer):
         gradient_penalty: Factor γ/2 · ‖∇E‖² on data; γ itself.
         penalty_every: Batches between gradient penalties, each weighted by as much.
         energy_penalty: Factor on E(x)² + E(x̂)².
+        temperature: How β is fitted, before each validation and after each epoch; 1 if None.
+            Weights averaged by `--ema` are fitted at validations; between those they keep the β of
+            the weights as they are.
         critic_optimizer: Of the energy; Adam with betas (0, 0.9) in the released code.
         player_optimizer: Of encoder and generator.
         critic_scheduler: As in `TwoPlayer`.
@@ -83,7 +90,13 @@ class BiDVL(TwoPlayer):
         clip_norm: As in `TwoPlayer`.
         channels_last: Whether filters, and with them all maps, lie in memory with channels last,
             which makes convolutions faster; results agree to rounding.
+
+    Raises:
+        ValueError: If a number is out of range, or a warm-up has nothing to learn.
+        TypeError: When a run starts, if `temperature` finds no data module to take data from.
     """
+
+    inverse_temperature: Tensor
 
     def __init__(
         self,
@@ -101,6 +114,7 @@ class BiDVL(TwoPlayer):
         gradient_penalty: float = 0.0,
         penalty_every: int = 1,
         energy_penalty: float = 0.0,
+        temperature: DenoisingTemperature | None = None,
         critic_optimizer: OptimizerCallable = torch.optim.Adam,
         player_optimizer: OptimizerCallable = torch.optim.Adam,
         critic_scheduler: LRSchedulerCallable | None = None,
@@ -142,12 +156,35 @@ class BiDVL(TwoPlayer):
         self.gradient_penalty = gradient_penalty
         self.penalty_every = penalty_every
         self.energy_penalty = energy_penalty
-        self._latents: Tensor | None = None
+        self.temperature = temperature
+        if temperature is not None:
+            self.register_buffer("inverse_temperature", torch.ones(()))
+        self._batches_before = 0
+        self._shared: tuple[Tensor, Tensor] | None = None
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if warm_up and not self.lower.forward:
             raise ValueError("warm_up learns the evidence bound, and this divergence has none.")
         self.configure_optimizers()  # a missing learning rate is found before any data is read
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.temperature is not None and not hasattr(data, "batches"):
+            raise TypeError(
+                "temperature is fitted to training data in order, which a data module of "
+                "eblvm.data hands out, and this trainer has none. Pass one as `datamodule`, or set "
+                "temperature to null."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints from before there was a temperature have β = 1; a warm-up is once."""
+        self._batches_before = checkpoint.get("global_step", 0)
+        if self.temperature is not None:
+            # the second is there where the first holds averaged weights
+            for state in ("state_dict", "current_model_state"):
+                if state in checkpoint:
+                    checkpoint[state].setdefault("inverse_temperature", torch.ones(()))
 
     def critic(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
@@ -157,11 +194,17 @@ class BiDVL(TwoPlayer):
 
     @property
     def warming(self) -> bool:
-        """Whether the energy still rests."""
-        return self._trainer is not None and self.global_step < self.warm_up
+        """Whether the energy still rests; a trainer that only evaluates counts no steps itself."""
+        batches = max(self.global_step, self._batches_before)
+        return self._trainer is not None and batches < self.warm_up
 
     def turns(self) -> tuple[int, int]:
         return (0 if self.warming else self.critic_steps), self.player_steps
+
+    def draw(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents `(B, D)` and the generator's data for them, with a graph."""
+        z = self.latent.prior.sample(num, generator)
+        return z, self.generate(z, generator)
 
     def generate(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The generator's data for latents `(B, D)`, as training sees them, with a graph."""
@@ -173,14 +216,57 @@ class BiDVL(TwoPlayer):
         latent = self.latent
         return latent.posterior.proposal(x, latent.prior, latent.likelihood)
 
+    def density_energy(self, x: Tensor) -> Tensor:
+        """β E(x), the energy of the density that the model stands for, `(B,)`."""
+        energy = self.energy(x)
+        return energy if self.temperature is None else self.inverse_temperature * energy
+
+    def fit_temperature(self) -> None:
+        """Fit β to the training data at the energy as it is.
+
+        Where the energy is flat all over the data, any β is as good, and it is left as it was.
+        """
+        if self.temperature is None:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        share, seen = -(-self.temperature.num // self.trainer.world_size), 0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        kind = self.inverse_temperature.dtype
+        for i, (x, _) in enumerate(data.batches("train", in_order=True)):
+            x = x[: share - seen].to(self.device, kind)
+            sums += self.temperature.sums(self.energy, x, self.generator(i, 8))
+            seen += len(x)
+            if seen >= share:
+                break
+        gathered: Any = self.all_gather(sums)
+        slope, square = gathered.view(-1, 2).sum(0)
+        if square > 0:
+            self.inverse_temperature.copy_(slope / square)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.fit_temperature()  # averaged weights are in place by now
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.fit_temperature()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self.shared_latents and self.lower.reverse and not self.warming:
+            # made before either player is frozen: the generator needs the graph
+            self._shared = self.draw(len(batch[0]), self.generator(batch_idx, 2))
+        super().training_step(batch, batch_idx)
+        self._shared = None
+
     def critic_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int
     ) -> dict[str, Tensor]:
         x = batch[0]
-        with torch.no_grad():
-            z = self.latent.prior.sample(len(x), generator)
-            sample = self.generate(z, generator)
-        self._latents = z
+        if self._shared is not None and step == 0:
+            sample = self._shared[1].detach()
+        else:
+            with torch.no_grad():
+                sample = self.draw(len(x), generator)[1]
         # one pass of both: one power iteration of spectral norms, and the same norms for both
         positive, negative = self.energy(torch.cat([x, sample])).split(len(x))
         terms = {"contrast": self.contrast(positive, negative)}
@@ -203,10 +289,8 @@ class BiDVL(TwoPlayer):
             weight = self.lower.forward * self.ratio(x)
             terms |= {n: weight * term for n, term in self.latent.loss(x, generator).items()}
         if self.lower.reverse and not self.warming:  # KL(generator ‖ p), its entropy bounded
-            z = self._latents if self.shared_latents and step == 0 else None
-            if z is None or len(z) != len(x):
-                z = self.latent.prior.sample(len(x), generator)
-            sample = self.generate(z, generator)
+            shared, self._shared = self._shared, None  # its graph serves one step
+            z, sample = shared or self.draw(len(x), generator)
             reverse = {"energy": self.energy(sample)}
             reverse |= self.cycle_terms(z, sample, generator)
             terms |= {n: self.lower.reverse * term for n, term in reverse.items()}
@@ -255,6 +339,8 @@ class BiDVL(TwoPlayer):
         }
         terms = self.player_terms(batch, generator, 0)
         figures["loss"] = torch.stack([term.mean() for term in terms.values()]).sum()
+        if self.temperature is not None:
+            figures["inverse_temperature"] = self.inverse_temperature
         self.log_dict(
             {f"{stage}/{name}": value.mean() for name, value in figures.items()},
             batch_size=len(x),
@@ -288,9 +374,9 @@ class BiDVL(TwoPlayer):
         return self.latent.reconstruct(x, generator)
 
     def log_prob_on_grid(self, bounds: Bounds, resolution: int) -> Tensor:
-        """log p(x) ∝ −E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""
+        """log p(x) ∝ −β E(x) of points of the plane, `(resolution²,)`; see `energy_log_prob`."""
         kind: dict[str, Any] = {"device": self.device, "dtype": self.latent.prior.origin.dtype}
-        return energy_log_prob(self.energy, bounds, resolution, **kind)
+        return energy_log_prob(self.density_energy, bounds, resolution, **kind)
 
     @torch.no_grad()
     def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -298,9 +384,13 @@ class BiDVL(TwoPlayer):
 
         `energy`, −E; `gradient_norm`, −‖∇E‖; `joint`, −E + log q(z|x) at q's mean; `bound`, the
         evidence bound of encoder and generator; `reconstruction`, −‖x − G(μ(x))‖²;
-        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's.
+        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's. With a
+        `temperature` E is β times the energy; without, the energy before an activation that may
+        saturate, whose order is the same.
         """
-        raw = getattr(self.energy, "raw", self.energy)  # before an activation that may saturate
+        raw: Any = self.density_energy
+        if self.temperature is None:
+            raw = getattr(self.energy, "raw", self.energy)
         energy = raw(x)
         mean, log_variance = self.encode(x)
         bound = -sum(self.latent.loss(x, generator).values(), torch.zeros_like(energy))

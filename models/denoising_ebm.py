@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from eblvm.averaging import RunningAverage
 from eblvm.divergences import Jump, ReverseKL, StepDivergence, step_variance, tied
 from eblvm.energies import Energy, TimeEnergy
 from eblvm.metrics.grid import Bounds, energy_log_prob
@@ -117,12 +117,10 @@ class DenoisingEBM(TwoPlayer):
         self.fake_noise_at_zero = fake_noise_at_zero
         self.averaged = nn.ModuleDict()
         if ema_decay is not None:
-            average = get_ema_multi_avg_fn(ema_decay)
             for name, module in self.components().items():
                 if not list(module.parameters()):
                     continue
-                copy = AveragedModel(module, multi_avg_fn=average).requires_grad_(False)
-                self.averaged[name] = copy
+                self.averaged[name] = RunningAverage(module, ema_decay).requires_grad_(False)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self._shared: Jump | None = None

@@ -32,7 +32,8 @@ class JointBiDVL(TwoPlayer):
         energy: E.
         pair: q and p.
         learning_rates: Rates of `energy` and `pair`; the pair's should be the higher by 3 or so.
-        posterior: D₁; symmetric if None.
+        posterior: D₁; symmetric if None, which a GaussianPair cannot compute: give it
+            `ReverseDivergence`.
         joint: D₂; symmetric if None.
         unroll_steps: Steps of the pair's optimizer that the energy's gradient sees; 0 is first
             order, and keeps no graph.
@@ -42,6 +43,9 @@ class JointBiDVL(TwoPlayer):
         player_scheduler: As in `TwoPlayer`.
         player_steps: K.
         clip_norm: As in `TwoPlayer`.
+
+    Raises:
+        ValueError: If `unroll_steps` is negative, or the pair cannot compute a divergence.
     """
 
     player_first = True
@@ -79,6 +83,7 @@ class JointBiDVL(TwoPlayer):
         self.posterior = SymmetricDivergence() if posterior is None else posterior
         self.joint = SymmetricDivergence() if joint is None else joint
         self.unroll_steps = unroll_steps
+        self.pair.check(self.posterior, self.joint)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
     def critic(self) -> dict[str, nn.Module]:
@@ -98,16 +103,20 @@ class JointBiDVL(TwoPlayer):
     def unrolled(
         self, x: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator | None = None
     ) -> Tensor:
-        """J at where the optimizer would take the pair, with a graph to the energy, `(B,)`."""
+        """J at where the optimizer would take the pair, with a graph to the energy, `(B,)`.
+
+        The pair stays as it is, its buffers (of batch normalization, say) included.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.pair.named_buffers()}
 
         def loss(values: dict[str, Tensor]) -> Tensor:
             settings = (self.energy, x, self.posterior, self.joint, generator)
-            terms = functional_call(self.pair, values, ("lower", *settings))
+            terms = functional_call(self.pair, values | buffers, ("lower", *settings))
             return torch.stack([term.mean() for term in terms.values()]).sum()
 
         parameters = dict(self.pair.named_parameters())
         values = unroll(loss, parameters, optimizer, self.unroll_steps)
-        return functional_call(self.pair, values, ("upper", self.energy, x, generator))
+        return functional_call(self.pair, values | buffers, ("upper", self.energy, x, generator))
 
     def player_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from bidvl_parts import SIGNS, exact_noise, game
+from pytorch_lightning import Trainer
 from scipy.optimize import root
+from torch.utils.data import DataLoader, TensorDataset
 
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
@@ -239,6 +241,39 @@ def test_channels_last_agrees_to_rounding():
         torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def alone(tmp_path, **settings):
+    """A trainer that keeps and says nothing."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    return Trainer(**quiet, **settings)
+
+
+def points(num):
+    return DataLoader(TensorDataset(torch.randn(num, 1).double(), torch.zeros(num)), 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
+def test_levels_share_one_pass_of_the_generator_and_no_evaluation_hangs_on_it(tmp_path):
+    """The lower level's first step takes the samples of the upper level, with their graph."""
+    batch, g = (torch.randn(4, 1).double(), None), torch.Generator()
+    for shared, passes in ((True, 2), (False, 3)):  # of the data's latents, and of samples
+        learner, calls = game(lower=SymmetricDivergence(0.2), shared_latents=shared), []
+        decoder = learner.latent.likelihood.decoder
+        decoder.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        before = decoder.value.detach().clone()
+        alone(tmp_path, max_steps=1, limit_val_batches=0).fit(learner, points(4))
+        assert len(calls) == passes
+        assert not torch.equal(decoder.value, before)
+
+        def loss(learner=learner):
+            terms = learner.player_terms(batch, g.manual_seed(1), 0)
+            return float(sum(t.mean() for t in terms.values()).detach())
+
+        first = loss()
+        learner.terms((torch.randn(4, 1).double(), None), g.manual_seed(0))
+        assert loss() == first
+
+
 def test_the_hinge_is_the_difference_within_the_margins_and_flat_beyond():
     inside = torch.tensor([-0.9, 0.5, 3.0], requires_grad=True)
     outside = torch.tensor([0.9, -0.5, -3.0], requires_grad=True)
@@ -260,6 +295,22 @@ def test_a_warm_up_without_bound_and_negative_settings_are_refused():
         ForwardDivergence(0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:You defined a")
+def test_a_test_of_a_trained_model_shows_the_terms_after_the_warm_up(tmp_path):
+    """A new trainer's `global_step` is 0; what counts is the checkpoint's."""
+    learner = game(lower=SymmetricDivergence(0.2), warm_up=2)
+    run = alone(tmp_path, max_steps=3, limit_val_batches=0)
+    run.fit(learner, points(12))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    seen = []
+    for ckpt in (None, tmp_path / "a.ckpt"):
+        again = game(lower=SymmetricDivergence(0.2), warm_up=2)
+        terms = again.player_terms
+        again.player_terms = lambda *a, terms=terms: seen.append(terms(*a)) or seen[-1]
+        alone(tmp_path).test(again, points(12), ckpt_path=ckpt, verbose=False)
+    assert "energy" not in seen[0] and {"energy", "cycle"} <= seen[-1].keys()
+
+
 def test_scores_are_high_for_data(monkeypatch):
     learner = game(k=1.0, g=0.7, m=0.7, log_t=-0.7)
     x = torch.tensor([[0.1], [3.0]]).double()
@@ -273,12 +324,12 @@ def test_scores_are_high_for_data(monkeypatch):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
-    """Both optimizers, the vectors of spectral normalization, batch statistics, and all noise."""
+    """Both optimizers, spectral norms' vectors, batch statistics, the temperature, all noise."""
     small = ["--data.num_train=80", "--data.num_val=20", "--data.num_test=20"]
     small += ["--data.batch_size=20", "--trainer.callbacks=[]", "--trainer.accelerator=cpu"]
     small += ["--trainer.enable_progress_bar=false", "--monitor=val/loss", "--ema=0.9"]
     small += ["--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=1"]
-    recipe = ["fit", "--config", "toy/bidvl_8gaussians", *small]
+    recipe = ["fit", "--config", "toy/bidvl_tempered_8gaussians", *small]
 
     def state(runs):
         (last,) = (tmp_path / runs).rglob("last.ckpt")
@@ -291,6 +342,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(eblvm, tmp_path):
     assert done.status == 0, done.err
     whole, resumed = state("a")[1], state("b")[1]
     assert whole["global_step"] == resumed["global_step"] == 6
+    assert whole["state_dict"]["inverse_temperature"] != 1
     assert whole["state_dict"].keys() == resumed["state_dict"].keys()
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from eblvm.cli import recipe_names
 
@@ -243,6 +244,18 @@ def test_flags_change_the_weights_and_nothing_else(name, eblvm, tiny, trained):
     assert weights.keys() == plain.keys()
     assert any(not torch.equal(weights[k], plain[k]) for k in plain)
     assert all(w.dtype == torch.float32 for w in weights.values())
+
+
+@pytest.mark.parametrize("value", ["null", "None", "-5.0"])
+def test_a_class_within_a_class_may_be_told_of_nothing(value, eblvm):
+    """jsonargparse hands null on as the word None: "expected float"."""
+    option = f"--model.init_args.cycle.init_args.floor={value}"
+    done = eblvm("fit", "--config", "toy/bidvl_calibrated_8gaussians", option, "--print_config")
+    assert done.status == 0, done.err
+    model = yaml.safe_load(done.out)["model"]["init_args"]
+    assert model["cycle"]["init_args"]["floor"] == (None if value in ("null", "None") else -5.0)
+    wrong = eblvm("fit", "--config", "image/bidvl_digits", "--data.init_args.batch_size=None")
+    assert wrong.status == 2 and "batch_size" in wrong.err  # where nothing means nothing
 
 
 def test_compiled_networks_learn_the_same(eblvm, tiny, trained, monkeypatch):

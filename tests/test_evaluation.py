@@ -23,7 +23,7 @@ from eblvm.evaluation import (
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import PixelFeatures
-from eblvm.metrics.grid import grid_points, kl_of_masses, push_forward
+from eblvm.metrics.grid import energy_log_prob, grid_points, kl_of_masses, push_forward
 from eblvm.models import LatentEBM
 from eblvm.models.networks import MLP
 from eblvm.pictures import image_grid, save_samples
@@ -160,6 +160,33 @@ def test_density_of_the_plane(tmp_path):
     run.fit(vae((2,)), datamodule=data)
     assert run.callback_metrics["val/kl"] > 0
     assert (tmp_path / "pictures" / "density_epoch_0000.png").exists()
+
+
+class Flat(LightningModule):
+    """An energy of the plane that is zero: its density hangs on the box alone."""
+
+    def log_prob_on_grid(self, bounds, resolution):
+        return energy_log_prob(lambda x: 0 * x[:, 0], bounds, resolution)
+
+    def sample(self, num, generator=None, noise=False):
+        return torch.zeros(num, 2)
+
+    def generator(self, batch_idx=0, offset=0):
+        return torch.Generator()
+
+
+def test_the_box_of_normalization_is_stated_and_chosen(tmp_path, monkeypatch):
+    data = DensityDataModule(EightGaussians(), 64, num_train=128, num_val=64, num_test=64)
+    run, learner, logged = trainer(tmp_path), Flat(), {}
+    run.datamodule, entropy = data, 2.83  # of the data, to two digits
+    monkeypatch.setattr("eblvm.evaluation.gather", lambda learner, rows: rows)
+    monkeypatch.setattr("eblvm.evaluation.log", lambda learner, stage, found: logged.update(found))
+    side = 2 * 4.9505  # of the data's own box
+    for box, area in ((None, (2 * side) ** 2), (8.0, 16.0**2)):
+        GridDensity(resolution=200, num=10, box=box).look(run, learner, "test")
+        assert float(logged["kl"]) == pytest.approx(math.log(area) - entropy, abs=0.01)
+    with pytest.raises(ValueError, match=r"box is 3.0, and the data's own box is .*4\.95"):
+        GridDensity(resolution=200, num=10, box=3.0).look(run, learner, "test")
 
 
 def test_a_callback_that_does_not_fit_says_so(tmp_path):

@@ -17,6 +17,7 @@ from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import log_normalizer
 from eblvm.models.boltzmann import BoltzmannMachine
 from eblvm.models.joint_bidvl import JointBiDVL, gradient_fit
+from eblvm.models.networks import MLP
 from eblvm.models.unroll import unroll
 from eblvm.objectives import ForwardDivergence, ReverseDivergence, SymmetricDivergence
 from eblvm.pairs import EnumeratedPair, GaussianPair
@@ -315,10 +316,41 @@ class TestUnrolling:
         assert all(before > 0 for before, _ in lower)
         assert unrolled > first + 2 * lower[0][0]  # of both steps, and of gradients
 
+    def test_the_unrolled_pair_is_thrown_away_whole(self):
+        """Its batch statistics, too: they would be those of a pair that is never used."""
+        latent = LatentVariableModel(
+            GaussianPrior(2),
+            AmortizedPosterior(MLP(2, [8], 4, batch_norm=True)),
+            GaussianLikelihood(MLP(2, [8], 2, batch_norm=True)),
+        )
+        pair = GaussianPair(latent)
+        rates = {"energy": 1e-3, "pair": 1e-3}
+        learner = JointBiDVL(Bowl(), pair, rates, ReverseDivergence(), unroll_steps=2)
+        optimizer = torch.optim.Adam(pair.parameters())
+        before = {name: value.clone() for name, value in pair.state_dict().items()}
+        x, energy = torch.randn(16, 2), learner.energy
+        value = learner.train().unrolled(x, optimizer).mean()
+        (slope,) = torch.autograd.grad(value, energy.gain)
+        assert float(slope) != 0
+        assert len(before) > len(list(pair.parameters()))
+        for name, found in pair.state_dict().items():
+            assert torch.equal(found, before[name]), name
+
     def test_other_optimizers_are_refused(self):
         weight = nn.Parameter(tensor(1.0))
         with pytest.raises(TypeError, match="cannot unroll RMSprop"):
             unroll(lambda v: v["w"].sum(), {"w": weight}, torch.optim.RMSprop([weight]), 1)
+
+
+class Bowl(JointEnergy):
+    """E(x, z) = g ‖x‖²/2 + ‖z‖²/2."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def joint(self, x, z):
+        return 0.5 * (self.gain * x.square().sum(1) + z.square().sum(1))
 
 
 class Quadratic(JointEnergy):
@@ -395,6 +427,10 @@ class TestGaussianPair:
     def test_forward_posterior_is_refused(self):
         with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
             self.pair().lower(Quadratic(), DATA[:, :1], ForwardDivergence(), ReverseDivergence())
+        rates = {"energy": 1e-3, "pair": 1e-3}
+        with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
+            JointBiDVL(Quadratic(), self.pair(), rates)  # D₁ is symmetric: before any data is read
+        JointBiDVL(Quadratic(), self.pair(), rates, ReverseDivergence())
 
 
 class TestBoltzmannMachine:

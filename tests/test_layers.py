@@ -49,6 +49,8 @@ BELOW = {
         *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
     },
     "eblvm.matching": {"eblvm.samplers"},
+    "eblvm.temperature": {"eblvm.samplers"},
+    "eblvm.averaging": set(),
     "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),

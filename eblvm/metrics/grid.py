@@ -133,6 +133,9 @@ def energy_log_prob(
 ) -> Tensor:
     """log p(x) of an energy of the plane; log Z is summed over a box twice as wide.
 
+    What lies outside even of that box is missed. For another box of normalization take
+    `log_normalizer`, or `box` of `eblvm.evaluation.GridDensity`.
+
     Arguments:
         energy: E, `(B, 2) -> (B,)`.
         bounds: The box, `((x_low, x_high), (y_low, y_high))`.
