@@ -244,6 +244,17 @@ def references(tree, path=()):
 REFERENCES = {name: sorted({target for _, target in references(content(name))}) for name in RECIPES}
 
 
+@pytest.mark.parametrize("name", [n for n in RECIPES if "/reverse_kl" in n])
+def test_baselines_after_vera_bound_an_entropy_that_there_is(name):
+    """Without noise of the generator there is no density, and in 1/D of a square no nats."""
+    settings = content(name)["model"]["init_args"]
+    assert settings["decoder_noise"] is True
+    assert settings["cycle"]["class_path"] == "eblvm.objectives.GaussianCycle"
+    assert settings["gradient_penalty"] > 0
+    rates = settings["learning_rates"].values()
+    assert max(rates) / min(rates) < 3
+
+
 def test_recipes_refer_to_their_own_values():
     assert sum(map(len, REFERENCES.values())) > 0
 
