@@ -18,6 +18,7 @@ from eblvm.metrics import (
     DensityCoverage,
     FeatureExtractor,
     FrechetDistance,
+    InceptionScore,
     MeanLogLikelihood,
     PrecisionRecall,
     count_classes,
@@ -248,20 +249,28 @@ class Reconstructions(Evaluation):
 class SampleQuality(Evaluation):
     """Samples against the evaluated split, in a feature space.
 
-    Logs `frechet` (the Fréchet distance), `precision`, `recall`, `density` and `coverage`.
+    Logs `frechet` (the Fréchet distance), `precision`, `recall`, `density` and `coverage`, and if
+    asked `inception_score` and `inception_score_std`.
 
     Arguments:
         features: The feature space.
         num: Samples.
         every_n_epochs: Epochs between looks.
+        inception_score: Whether to compute it, by the classifier behind the features; published
+            figures are of 50,000 samples and `InceptionFeatures`.
     """
 
     def __init__(
-        self, features: FeatureExtractor, num: int = 1000, every_n_epochs: int = 1
+        self,
+        features: FeatureExtractor,
+        num: int = 1000,
+        every_n_epochs: int = 1,
+        inception_score: bool = False,
     ) -> None:
         super().__init__(every_n_epochs)
         self.num = num
         self.frechet = FrechetDistance(features)
+        self.inception_score = InceptionScore(features) if inception_score else None
         self.neighbors = [PrecisionRecall(features), DensityCoverage(features)]
         self.protocol: dict[str, Any] = {}
 
@@ -274,7 +283,12 @@ class SampleQuality(Evaluation):
         for x in samples.clamp(-1, 1).split(500):
             for metric in (self.frechet, *self.neighbors):
                 metric.update(x, real=False)
+            if self.inception_score is not None:
+                self.inception_score.to(learner.device).update(x)
         figures = {"frechet": self.frechet.compute()}
+        if self.inception_score is not None:
+            figures |= self.inception_score.compute()
+            self.inception_score.reset()
         for metric in self.neighbors:
             figures |= metric.compute()
         self.protocol = self.frechet.protocol

@@ -22,7 +22,7 @@ from eblvm.evaluation import (
 )
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
-from eblvm.metrics import PixelFeatures
+from eblvm.metrics import ClassifierFeatures, PixelFeatures
 from eblvm.metrics.grid import energy_log_prob, grid_points, kl_of_masses, push_forward
 from eblvm.models import LatentEBM
 from eblvm.models.networks import MLP
@@ -140,6 +140,17 @@ def test_evaluation_is_repeatable_and_does_not_move_the_global_generator(tmp_pat
     torch.manual_seed(99)
     assert run.validate(learner, datamodule=data, verbose=False) == first
     torch.set_rng_state(state)
+
+
+def test_the_inception_score_stands_beside_the_distance_if_asked(tmp_path):
+    data = ImageDataModule("Synthetic", 8, 1, 16, num_synthetic=60)
+    quality = SampleQuality(ClassifierFeatures("digits"), num=30, inception_score=True)
+    run = trainer(tmp_path, quality)
+    figures = run.validate(vae((1, 8, 8)), datamodule=data, verbose=False)[0]
+    assert 1 <= figures["val/inception_score"] <= 10
+    assert figures["val/inception_score_std"] >= 0
+    with pytest.raises(TypeError, match="are no classifier's"):
+        SampleQuality(PixelFeatures((1, 8, 8)), inception_score=True)
 
 
 def test_every_n_epochs_and_the_last(tmp_path):

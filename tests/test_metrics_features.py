@@ -134,6 +134,14 @@ def test_logits_are_linear_in_the_features():
     torch.testing.assert_close(network(x), network.head(network.features(x)))
 
 
+def test_logits_of_features_are_the_classifier_s_and_pixels_have_none():
+    features = features_for((1, 8, 8))
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    torch.testing.assert_close(features.logits(features(images)), features.network(images))
+    with pytest.raises(TypeError, match="'pixels' are no classifier's"):
+        PixelFeatures((1, 8, 8)).logits(torch.zeros(1, 64))
+
+
 def test_features_for_chooses_by_shape_and_repairs_nothing():
     assert features_for((1, 8, 8)).name == "classifier:digits"
     assert features_for((1, 28, 28)).name == "classifier:fashion_mnist"
@@ -190,6 +198,7 @@ def test_inception_hands_over_bytes_of_three_channels(monkeypatch, tmp_path):
         def __init__(self, name, features_list, feature_extractor_weights_path=None):
             super().__init__()
             seen.extend([name, features_list, feature_extractor_weights_path])
+            self.fc = nn.Linear(2048, 1008)
 
         def forward(self, x):
             seen.append(x)
@@ -208,6 +217,8 @@ def test_inception_hands_over_bytes_of_three_channels(monkeypatch, tmp_path):
     assert features(level / 127.5 - 1).shape == (1, 2048)
     assert seen[-1].dtype == torch.uint8
     assert torch.equal(seen[-1].float(), level.expand(1, 3, 16, 16))  # every byte comes back
+    logits = features.logits(torch.ones(1, 2048))  # without the bias
+    torch.testing.assert_close(logits[0], features.network.fc.weight.sum(1))
     torch.save({"network": subprocess.run}, weights)  # unpickling may run code
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         InceptionFeatures(weights)

@@ -1,6 +1,6 @@
 """Figures of merit, each with the protocol it was made by.
 
-Images: `FrechetDistance`, `PrecisionRecall`, `DensityCoverage`, in the space of a
+Images: `FrechetDistance`, `InceptionScore`, `PrecisionRecall`, `DensityCoverage`, in the space of a
 `FeatureExtractor`. Likelihoods: `MeanLogLikelihood`, importance sampling, bits per dimension.
 Text: `CorpusBLEU`, `WordKL`, `ReversePerplexity`, `EmbeddingSimilarity`,
 `ControlAccuracy`; symbols: `MutualInformation`, `Homogeneity`, `SymbolAccuracy`.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         kl_on_grid,
         log_normalizer,
     )
+    from .inception_score import InceptionScore
     from .language import (
         ControlAccuracy,
         LanguageModel,
@@ -62,6 +63,7 @@ _NAMES = {
     ],
     "classifier": ["ConvClassifier"],
     "frechet": ["FrechetDistance", "frechet_distance"],
+    "inception_score": ["InceptionScore"],
     "manifold": ["PrecisionRecall", "DensityCoverage"],
     "likelihood": [
         "MeanLogLikelihood",
@@ -106,6 +108,7 @@ __all__ = [
     "ConvClassifier",
     "FrechetDistance",
     "frechet_distance",
+    "InceptionScore",
     "PrecisionRecall",
     "DensityCoverage",
     "MeanLogLikelihood",

@@ -68,6 +68,17 @@ class FeatureExtractor(nn.Module, ABC):
     def extract(self, images: Tensor) -> Tensor:
         """Features `(B, num_features)` of checked images `(B, C, H, W)`."""
 
+    def logits(self, features: Tensor) -> Tensor:
+        """What the network behind the features says of classes, `(B, K)`, from features `(B, F)`.
+
+        Raises:
+            TypeError: If it is no classifier.
+        """
+        raise TypeError(
+            f"the features {self.name!r} are no classifier's and know no classes. Choose "
+            "InceptionFeatures or ClassifierFeatures, or leave the figure out."
+        )
+
     def forward(self, images: Tensor) -> Tensor:
         """The features of a batch.
 
@@ -204,6 +215,10 @@ class ClassifierFeatures(FeatureExtractor):
             images = F.interpolate(images, (self._side,) * 2, mode="bilinear", antialias=True)
         return self.network.features(images)
 
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        return self.network.head(features)
+
 
 class InceptionFeatures(FeatureExtractor):
     """The 2048 features of the Inception network with which published Fréchet distances are made.
@@ -263,6 +278,12 @@ class InceptionFeatures(FeatureExtractor):
             )
         bytes_ = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return self.network(bytes_)[0]
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """Without the bias, as published Inception scores are made: torch-fidelity's `unbiased`."""
+        head: Any = self.network.fc
+        return features @ head.weight.T
 
 
 def features_for(image_shape: Sequence[int]) -> ClassifierFeatures:
