@@ -6,6 +6,7 @@ noise, images of one random gray level (`constant`), and means of two test data 
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +61,9 @@ class OutOfDistribution(Evaluation):
     with areas under precision-recall curves and false positive rates, too, and draws histograms.
     The intervals are for the choice of data: seeds differ by more, so run several.
 
+    Sets whose files are missing are left out, and named before training begins; that is all of them
+    but noise, constants and interpolations where nothing has been fetched.
+
     Arguments:
         others: Name to data module, whose test split is taken; its x has the shape of the data's.
         num: Data of each set.
@@ -67,6 +71,10 @@ class OutOfDistribution(Evaluation):
         built_in: Whether noise, constants and interpolations are among the sets.
         every_n_epochs: Epochs between looks.
         scale: Noise and gray levels are uniform on [−scale, scale]; 1 for images.
+
+    Raises:
+        ValueError: If there are no other sets.
+        FileNotFoundError: When a run starts, if the files of all are missing and none is built in.
     """
 
     def __init__(
@@ -89,9 +97,20 @@ class OutOfDistribution(Evaluation):
         self._data: list[Tensor] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the other sets: one that is missing is complained of before any training."""
-        for module in self.others.values():
-            module.setup("test")
+        """Open the other sets: what is wrong or missing is known before any training."""
+        missing: dict[str, FileNotFoundError] = {}
+        for name, module in self.others.items():
+            try:
+                module.setup("test")
+            except FileNotFoundError as error:
+                missing[name] = error
+        if missing and not self.built_in and len(missing) == len(self.others):
+            raise next(iter(missing.values()))
+        for name in missing:
+            del self.others[name]
+        if missing and trainer.is_global_zero:
+            reasons = "".join(f"\n  {name}: {error}" for name, error in missing.items())
+            sys.stderr.write(f"eblvm: left out of out-of-distribution detection:{reasons}\n")
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         if sum(map(len, self._data)) < self.num:

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
 from eblvm.data import ImageDataModule
+from eblvm.data.sources import synthetic_images
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -189,7 +190,6 @@ def _first(module):
 
 def _decoded(source, target):
     from eblvm.data.images import DecodedImages, Shape
-    from eblvm.data.sources import synthetic_images
 
     pool = synthetic_images(source.num_synthetic, source.event_shape)
     return DecodedImages(pool, Shape(target.image_size, target.channels))
@@ -207,6 +207,25 @@ def test_splits_are_disjoint_whole_and_do_not_depend_on_the_seed():
         assert torch.equal(two.dataset(split).rows, row)
     # numpy has frozen this stream, so these numbers hold on every machine
     assert rows[2][-5:].tolist() == [835, 192, 629, 559, 684]
+
+
+def test_a_limited_set_is_a_random_subset_and_always_the_same(monkeypatch):
+    """Of CelebA, too, whose parts its authors made: its first images would be a sequence."""
+    sizes = {"train": 200, "val": 20, "test": 20}
+    monkeypatch.setattr(
+        "eblvm.data.images.open_pool", lambda _, pool, *a: synthetic_images(sizes[pool], (3, 8, 8))
+    )
+    chosen = []
+    for seed in (0, 1):
+        data = ImageDataModule("CelebA", 8, 3, 4, limit=50, seed=seed)
+        data.setup("fit")
+        chosen.append(data.dataset("train").rows)
+        assert torch.equal(data.dataset("val").rows, torch.arange(20))
+    assert torch.equal(*chosen)
+    rows = chosen[0].double()
+    assert len(rows.unique()) == 50
+    # uniform on 0 … 199: mean 99.5, deviation 58, of 50 draws 8; the first 50 have 24.5
+    assert 70 < float(rows.mean()) < 130
 
 
 def test_limit_and_classes_choose_among_the_same_images():

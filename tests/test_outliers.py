@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -36,22 +37,40 @@ def test_no_others_at_all_are_refused():
         OutOfDistribution(built_in=False)
 
 
-def test_a_set_that_is_missing_is_complained_of_before_any_training(eblvm, tmp_path, tiny):
+def test_sets_that_are_missing_are_left_out_with_one_warning(eblvm, tmp_path, tiny):
     recipe = yaml.safe_load(tiny.read_text())
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o555)  # nothing is downloaded into a folder that is read-only
-    settings = {"dataset": "MNIST", "image_size": 8, "channels": 1, "batch_size": 4}
-    settings["root"] = str(empty)
-    other = {"class_path": "eblvm.data.ImageDataModule", "init_args": settings}
+    settings = {"image_size": 8, "channels": 1, "batch_size": 4}
+    others = {
+        name: {
+            "class_path": "eblvm.data.ImageDataModule",
+            "init_args": {"dataset": dataset, **settings, "root": str(empty)},
+        }
+        for name, dataset in (("m", "MNIST"), ("c", "CIFAR100OOD"), ("d", "Digits"))
+    }
+    arguments = {"others": others, "num": 20}
     recipe["trainer"]["callbacks"] = [
-        {"class_path": "eblvm.outliers.OutOfDistribution", "init_args": {"others": {"m": other}}}
+        {"class_path": "eblvm.outliers.OutOfDistribution", "init_args": arguments}
     ]
     path = tmp_path / "missing.yaml"
     path.write_text(yaml.safe_dump(recipe))
     done = eblvm("fit", "--config", path, "--trainer.max_epochs=1")
-    assert done.status == 2
-    assert "MNIST" in done.err and "not found" in done.err
-    assert not list(tmp_path.rglob("*.ckpt"))
+    assert done.status == 0, done.err
+    (warning,) = re.findall(r"eblvm: left out of .*\n(?:  .*\n)*", done.err)
+    named = dict(re.findall(r"^  (\w+): (\w+)", warning, re.MULTILINE))
+    assert named == {"m": "MNIST", "c": "CIFAR100OOD"}
+    (table,) = tmp_path.rglob("metrics.csv")
+    assert {"val/ood/d", "val/ood/uniform"} <= set(table.read_text().partition("\n")[0].split(","))
+    assert "ood/m" not in table.read_text()
+
+    del others["d"]
+    arguments["built_in"] = False
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1", "--runs=none")
+    assert done.status == 2  # nothing is left to tell data from, before any training
+    assert "CIFAR100OOD" in done.err and "not found" in done.err
+    assert not list((tmp_path / "none").rglob("*.ckpt"))
 
 
 @pytest.fixture

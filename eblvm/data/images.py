@@ -60,7 +60,8 @@ class ImageDataModule(DataModule):
         horizontal_flip: Mirror half of the training images.
         dequantize: Add uniform noise of one gray level in training.
         center_crop: Side in pixels of the square that is cut from the middle before resizing.
-        limit: Train on the first so many images of the training split only.
+        limit: Train on so many images only: a random subset of the training split, the same for
+            every seed and machine (the first of its permutation).
         val_size: Images in the validation split. None takes the validation part that the data set
             has, else 5,000 or a tenth, whichever is smaller; with 0 there is no validation.
         classes: Keep images with these labels only, in all splits. Labels are not renumbered.
