@@ -28,7 +28,7 @@ PARTS = (
     *("models", "models.networks", "priors", "posteriors", "likelihoods", "energies", "samplers"),
     *("latent", "data", "evaluation", "metrics", "negatives", "schedules", "regularizers"),
     *("divergences", "objectives", "conditions", "pairs", "refining", "clustering", "outliers"),
-    *("text_evaluation", "decoding", "rbm"),
+    *("text_evaluation", "decoding", "rbm", "temperature"),
 )
 
 

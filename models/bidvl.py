@@ -78,14 +78,18 @@ class BiDVL(TwoPlayer):
         gradient_penalty: Factor γ/2 · ‖∇E‖² on data; γ itself.
         penalty_every: Batches between gradient penalties, each weighted by as much.
         energy_penalty: Factor on E(x)² + E(x̂)².
-        temperature: How β is fitted, before each validation and after each epoch; 1 if None.
+        temperature: How β is fitted, before each validation and after each epoch; 1 if None. A β
+            below 0 says that the energy is upside down at the data, as it can be early on.
             Weights averaged by `--ema` are fitted at validations; between those they keep the β of
             the weights as they are.
         critic_optimizer: Of the energy; Adam with betas (0, 0.9) in the released code.
         player_optimizer: Of encoder and generator.
         critic_scheduler: As in `TwoPlayer`.
         player_scheduler: As in `TwoPlayer`.
-        critic_steps: Steps of the energy per batch.
+        critic_steps: Steps of the energy per batch. The released residual version has another
+            count, `n_critic`, of rounds in which energy, evidence bound and cycle learn, each
+            time, and only the last of which lets the generator follow the energy. It ran with 1,
+            where both are the same, and is not to be had here.
         player_steps: Steps K of encoder and generator per batch.
         clip_norm: As in `TwoPlayer`.
         channels_last: Whether filters, and with them all maps, lie in memory with channels last,
