@@ -300,7 +300,7 @@ class DataEBM(Learner):
         generator: torch.Generator | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """The latents of data by the starter's encoder, which was trained on chains only.
+        """The latents of data by the starter's encoder, which learned data if `data_weight` > 0.
 
         Raises:
             TypeError: If the negatives have no encoder.

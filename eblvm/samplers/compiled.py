@@ -1,13 +1,13 @@
 r"""Several steps folded into one function: compiled on the CPU, captured as a graph on CUDA.
 
 For cheap energies the time of a step goes into dispatching two dozen small operations.
-`torch.compile` fuses some ten steps into one function, which is 3–20 times faster, but takes 10–60
-seconds to build: more than most chains last. So, by default (`"auto"`), a chain on the CPU compiles
-when, and only when, chains of the same kind (:mod:`.kinds`: kernel, energy, their numbers, shapes)
-have already spent :data:`COMPILE_AFTER` seconds of processor time in this process: whatever happens
-next, compiling then costs about what was spent, twice that where it is slow. What was compiled is
-timed against the eager steps on the spot, and kept only if it is faster. The cost is logged (logger
-`eblvm.samplers`) and listed by :func:`~eblvm.samplers.compilation_report`.
+`torch.compile` fuses some ten steps into one function, which is several times faster, but takes
+seconds to build, up to a minute: more than most chains last. So, by default (`"auto"`), a chain on
+the CPU compiles when, and only when, chains of the same kind (:mod:`.kinds`: kernel, energy, their
+numbers, shapes) have already spent :data:`COMPILE_AFTER` seconds of processor time in this process:
+whatever happens next, compiling then costs about what was spent, twice that where it is slow. What
+was compiled is timed against the eager steps on the spot, and kept only if it is faster. The cost
+is logged (logger `eblvm.samplers`) and listed by :func:`~eblvm.samplers.compilation_report`.
 
     with compilation("always"):  # or "never"
         x = sampler(energy, x)

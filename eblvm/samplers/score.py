@@ -1,4 +1,4 @@
-r"""The one place that differentiates an energy with respect to its input.
+r"""The one place where autograd differentiates an energy with respect to its input.
 
 The score of p(x) ∝ exp(−E(x)) is :math:`\nabla_x \log p(x) = -\nabla_x E(x)`.
 """
