@@ -364,13 +364,13 @@ def test_a_run_shorter_than_its_validation_interval_still_ends_with_a_look(eblvm
 
 def test_chains_of_a_run_are_never_compiled_behind_its_back(eblvm, tiny, monkeypatch):
     # when that happens depends on processor time, and a resumed run would differ in rounding
-    from eblvm.samplers import compiled
+    from eblvm.samplers import compilation_report, compiled
 
     monkeypatch.setattr(compiled, "COMPILE_AFTER", 0.0)
-    before = len(compiled.compilation_report())
+    before = len(compilation_report())
     chains = ["--model.latent.prior.sampler.num_steps=40"]
     assert eblvm("fit", "--config", tiny, *chains).status == 0
-    assert len(compiled.compilation_report()) == before
+    assert len(compilation_report()) == before
 
 
 def test_sampling_from_what_cannot_sample_says_so(eblvm):
