@@ -307,8 +307,9 @@ class CommandLine(LightningCLI):
         monitored = [c for c in checkpoint_callbacks(self.trainer) if c.monitor]
         best = Path(monitored[0].best_model_path) if monitored else self._last()
         if monitored and best.is_file():
-            score: Any = monitored[0].best_model_score
-            lines.append(f"best:     {display(best)} ({monitored[0].monitor} {float(score):.4g})")
+            score: Any = monitored[0].best_model_score  # None, if a run went on and did not validate
+            value = "" if score is None else f" ({monitored[0].monitor} {float(score):.4g})"
+            lines.append(f"best:     {display(best)}{value}")
         if (pictures := Path(str(self.run_dir)) / "pictures").is_dir():
             lines.append(f"pictures: {display(pictures)}")
         ckpt = best if best.is_file() else self._last()
