@@ -307,7 +307,7 @@ class CommandLine(LightningCLI):
         monitored = [c for c in checkpoint_callbacks(self.trainer) if c.monitor]
         best = Path(monitored[0].best_model_path) if monitored else self._last()
         if monitored and best.is_file():
-            score: Any = monitored[0].best_model_score  # None, if a run went on and did not validate
+            score: Any = monitored[0].best_model_score  # None if a resumed run did not validate
             value = "" if score is None else f" ({monitored[0].monitor} {float(score):.4g})"
             lines.append(f"best:     {display(best)}{value}")
         if (pictures := Path(str(self.run_dir)) / "pictures").is_dir():
