@@ -215,6 +215,11 @@ class SquaredReconstruction(Reconstruction):
 class StepDivergence(nn.Module, ABC):
     """What critic and player of a diffusion step minimize."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.energies: tuple[Tensor, Tensor] | None = None
+        """The energies of data and of generated states in the last `critic_terms`, detached."""
+
     @abstractmethod
     def critic_terms(
         self, energy: TimeEnergy, schedule: NoiseSchedule, jump: Jump, step: int
@@ -309,10 +314,13 @@ class ReverseKL(StepDivergence):
     ) -> dict[str, Tensor]:
         if self.penalty is None or not (weight := self.penalty.at(step)):
             both = energy(torch.cat([jump.x, jump.fake.detach()]), jump.t.repeat(2))
-            return {"contrast": contrastive_divergence(*both.chunk(2))}
+            real, fake = both.chunk(2)
+            self.energies = real.detach(), fake.detach()
+            return {"contrast": contrastive_divergence(real, fake)}
         tie = tied(energy, schedule, jump.x_next, jump.t).tie
         real, penalty = self.penalty(partial(energy, t=jump.t), jump.x, weight, tie)
         fake = energy(jump.fake.detach(), jump.t)
+        self.energies = real.detach(), fake.detach()
         return {"contrast": contrastive_divergence(real, fake), "penalty": penalty}
 
     def player_terms(
@@ -405,11 +413,13 @@ class NonSaturating(StepDivergence):
         self, energy: TimeEnergy, schedule: NoiseSchedule, jump: Jump, step: int
     ) -> dict[str, Tensor]:
         alone = partial(energy, t=jump.t, context=jump.x_next)
-        terms = {"fake": F.softplus(-alone(jump.fake.detach()))}
+        fake, penalties = alone(jump.fake.detach()), {}
         if self.penalty is None or not (weight := self.penalty.at(step)):
-            return {"real": F.softplus(alone(jump.x)), **terms}
-        real, penalty = self.penalty(alone, jump.x, weight)
-        return {"real": F.softplus(real), **terms, "penalty": penalty}
+            real = alone(jump.x)
+        else:
+            real, penalties["penalty"] = self.penalty(alone, jump.x, weight)
+        self.energies = real.detach(), fake.detach()
+        return {"real": F.softplus(real), "fake": F.softplus(-fake), **penalties}
 
     def player_terms(
         self,

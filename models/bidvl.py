@@ -280,8 +280,7 @@ class BiDVL(TwoPlayer):
         if self.gradient_penalty and self.global_step % self.penalty_every == 0:
             factor = 0.5 * self.gradient_penalty * self.penalty_every
             terms["gradient_penalty"] = factor * squared_gradient(self.energy, x)
-        if self.noting:
-            self.log("train/energy_gap", (negative.mean() - positive.mean()).detach())
+        self.look(x, sample, positive, negative)
         return terms
 
     def player_terms(
@@ -334,7 +333,7 @@ class BiDVL(TwoPlayer):
         figures = {
             "energy_data": positive,
             "energy_samples": negative,
-            "energy_gap": negative - positive,
+            "energy_gap": positive - negative,
             "reconstruction": bound["reconstruction"],
             "prior": bound["prior"],
             "latent_error": (found - z).square().sum(1),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from eblvm.objectives import contrastive_divergence
 from eblvm.rbm import GaussianBernoulliRBM
 from eblvm.samplers import Gibbs
+from eblvm.signs import vital_signs
 
 from .learner import Learner
 
@@ -52,6 +53,10 @@ class BoltzmannMachine(Learner):
         super().setup(stage)
         self._ddp_params_and_buffers_to_ignore.append("persistent")
 
+    @property
+    def learns_energy(self) -> bool:
+        return True
+
     def components(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
 
@@ -63,13 +68,21 @@ class BoltzmannMachine(Learner):
         negative = self.sampler(self.energy, start, generator)
         if len(self.persistent) and self.training:
             self.persistent = negative
-        return {"contrast": contrastive_divergence(self.energy(x), self.energy(negative))}
+        energy, negative_energy = self.energy(x), self.energy(negative)
+        if self.noting:
+            self.signs = vital_signs(x, negative, energy.detach(), negative_energy.detach(), start)
+        return {"contrast": contrastive_divergence(energy, negative_energy)}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        terms = self.terms(batch, self.generator(batch_idx))
-        self.require_finite(terms)
-        self.log_dict({f"train/{name}": term.mean().detach() for name, term in terms.items()})
-        return torch.stack([term.mean() for term in terms.values()]).sum()
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        with self.watched():
+            terms = self.terms(batch, self.generator(batch_idx))
+            self.require_finite(terms)
+            figures = {name: term.mean() for name, term in terms.items()}
+            if self.noting and self.sampler is None:
+                self.signs = {"nll": figures["nll"].detach()}
+            self.log_dict({f"train/{n}": f.detach() for n, f in {**self.signs, **figures}.items()})
+            return torch.stack(list(figures.values())).sum()
+        return None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val/loss", -self.log_likelihood(batch[0]).mean(), sync_dist=True)

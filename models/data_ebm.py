@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -22,9 +21,9 @@ from eblvm.negatives import (
 )
 from eblvm.objectives import contrastive_divergence
 from eblvm.samplers import ChainSetup, Kernel, noise_like, score
+from eblvm.signs import vital_signs
 
-from .guard import DivergenceGuard
-from .learner import Learner, NonFiniteError
+from .learner import Learner
 
 __all__ = ["DataEBM"]
 
@@ -95,12 +94,6 @@ class DataEBM(Learner):
         self.data_noise = data_noise
         self.energy_penalty = energy_penalty
         self.sampling_steps = sampling_steps
-        self.signs: dict[str, Tensor] = {}
-        """The latest `vital_signs` of training, which a guard judges."""
-        self.goes_back = False
-        """Set by a guard that goes back to a good state: what is not finite is its affair."""
-        self.trouble: str | None = None
-        """What was not finite in the last step, for that guard."""
         self._potential: tuple[Any, Any] = (None, None)  # in a tuple, as it is no part of its own
         self._step: tuple[Tensor, Draw, Tensor, Tensor] | None = None
         if channels_last:
@@ -110,12 +103,9 @@ class DataEBM(Learner):
     def components(self) -> dict[str, nn.Module]:
         return {"energy": self.energy, "negatives": self.negatives}
 
-    def configure_callbacks(self) -> list[Callback]:
-        """A `DivergenceGuard`, unless the recipe has one of its own."""
-        callbacks: list[Callback] = getattr(self._trainer, "callbacks", [])
-        if any(isinstance(callback, DivergenceGuard) for callback in callbacks):
-            return []
-        return [DivergenceGuard()]
+    @property
+    def learns_energy(self) -> bool:
+        return True
 
     def tilt(self, condition: Tensor | None = None) -> nn.Module:
         """E alone, `(B, *event) -> (B,)`, given a condition `(B, *c)` where there is one."""
@@ -182,7 +172,7 @@ class DataEBM(Learner):
         log = {**means, "loss": loss}
         if stage != "train":
             log |= self.vital_signs()
-        elif self._looks():
+        elif self.noting:
             self.signs = self.vital_signs()
             log |= self.signs
         self.log_dict(
@@ -192,22 +182,14 @@ class DataEBM(Learner):
         )
         return loss
 
-    def _looks(self) -> bool:
-        """Whether this step is one that the trainer logs."""
-        every = getattr(self._trainer, "log_every_n_steps", 0)
-        return bool(every) and (self.global_step + 1) % every == 0
-
     @torch.no_grad()
     def vital_signs(self) -> dict[str, Tensor]:
         """How the last step's chains and energies fare: scalars.
 
-        `energy_gap`, E on the data minus E on the negatives, swings around zero in a healthy run;
-        `energy_spread`, the standard deviation of E on either, where there are two rows or more;
-        `gradient_first` and `gradient_last`, the mean norm of the chain's gradient at its start and
-        its end; `displacement`, the root mean square of x⁻ − start per number; `data_scale` and
-        `negative_scale`, the root mean squares of the numbers; `out_of_range`, the share of
-        negative numbers beyond [−1, 1]; `mean_error`, the mean squared difference of the mean
-        datum and the mean negative; and the `diagnostics` of the negatives.
+        Those of :func:`~eblvm.signs.vital_signs`; `gradient_first` and `gradient_last`, the mean
+        norm of the chain's gradient at its start and its end; `out_of_range`, the share of negative
+        numbers beyond [−1, 1]; `mean_error`, the mean squared difference of the mean datum and the
+        mean negative; and the `diagnostics` of the negatives.
         """
         assert self._step is not None
         x, drawn, positive, negative = self._step
@@ -216,30 +198,22 @@ class DataEBM(Learner):
             score(potential, at).flatten(1).square().sum(1).sqrt().mean()
             for at in (drawn.start, drawn.x)
         ]
-        signs = {
-            "energy_gap": positive.mean() - negative.mean(),
+        signs = vital_signs(x, drawn.x, positive, negative, drawn.start)
+        signs |= {
             "energy_data": positive.mean(),
             "gradient_first": norms[0],
             "gradient_last": norms[1],
-            "displacement": (drawn.x - drawn.start).square().mean().sqrt(),
-            "data_scale": x.square().mean().sqrt(),
-            "negative_scale": drawn.x.square().mean().sqrt(),
             "mean_error": (x.mean(0) - drawn.x.mean(0)).square().mean(),
         }
-        variances = [e.var(correction=0) for e in (positive, negative) if len(e) > 1]
-        if variances:  # one row has no spread
-            signs["energy_spread"] = torch.stack(variances).mean().sqrt()
         if x.dim() == 4:
             signs["out_of_range"] = (drawn.x.abs() > 1).float().mean()
         return signs | self.negatives.diagnostics
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        try:
+        loss = None
+        with self.watched():
             loss = self.step(batch, batch_idx, "train")
-        except NonFiniteError as error:
-            if not self.goes_back:
-                raise
-            self.trouble = str(error)  # for the guard, which goes back to a good state
+        if loss is None:  # a guard will go back to a good state
             return None
         assert self._step is not None
         drawn = self._step[1]

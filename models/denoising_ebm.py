@@ -161,7 +161,10 @@ class DenoisingEBM(TwoPlayer):
 
     def critic_terms(self, batch: Any, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         jump = self._shared or self.jump(batch[0], generator)
-        return self.divergence.critic_terms(self.energy, self.schedule, jump, self.global_step)
+        terms = self.divergence.critic_terms(self.energy, self.schedule, jump, self.global_step)
+        if self.divergence.energies is not None:
+            self.look(jump.x, jump.fake, *self.divergence.energies)
+        return terms
 
     def player_terms(self, batch: Any, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         jump = self._shared or self.jump(batch[0], generator)

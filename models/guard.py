@@ -18,12 +18,31 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .learner import NonFiniteError
-
-__all__ = ["DivergenceError", "DivergenceGuard"]
+__all__ = ["DivergenceError", "DivergenceGuard", "NonFiniteError"]
 
 STEP_FACTOR = "negatives.factor"
 """Where a learner's state has the factor on the step size of its chains."""
+
+
+LEVERS = {
+    "separation": "data far below the negatives: the energy grows faster than chains can follow. "
+    "Raise the sampler's num_steps or step_size, or lower the learning rate of the energy, or set "
+    "energy_penalty",
+    "overshoot": "negatives far below the data: chains overshoot. Lower the sampler's step_size",
+    "scale": "chains escape. Lower the sampler's step_size, narrow the reference, or give the "
+    "sampler bounds",
+    "displacement": "they overshoot. Lower the sampler's step_size, or the learning rate of the "
+    "energy",
+}
+"""What each sign asks for; a learner's own `levers` go before these."""
+
+
+FLAT = 1e-8
+"""The standard deviation below which an energy is taken for constant."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss term is NaN or infinite."""
 
 
 class DivergenceError(NonFiniteError):
@@ -33,7 +52,9 @@ class DivergenceError(NonFiniteError):
 class DivergenceGuard(Callback):
     """Watches a learner's vital signs and the gradients of its components; stops, or goes back.
 
-    It looks at steps of training, when the trainer logs (`log_every_n_steps`). A sign must be bad
+    Those of an energy of data are in :meth:`~eblvm.models.DataEBM.vital_signs`; a prior's are taken
+    on latents, two players' on what the player makes. It looks at steps of training, when the
+    trainer logs (`log_every_n_steps`). A sign must be bad
     for `patience` looks in a row, except one that is not finite, which counts at once. Nothing is
     ever masked: going back is logged as `guard/returns` and said on the terminal. Averaged weights
     go back, too.
@@ -94,6 +115,7 @@ class DivergenceGuard(Callback):
         self._kept: deque[dict[str, Any]] = deque(maxlen=2)
         self._looks = 0
         self._last: object = None
+        self._levers = LEVERS
 
     def state_dict(self) -> dict[str, Any]:
         return {"events": list(self.events), "looks": self._looks}
@@ -109,8 +131,15 @@ class DivergenceGuard(Callback):
                 f"the guard goes back on one device only, and there are {trainer.world_size}. "
                 "Set returns to 0."
             )
+        chains = getattr(learner, "negatives", None)
+        if self.returns and self.lever == "step_size" and not hasattr(chains, "step_factor"):
+            raise ValueError(
+                f"lever is step_size, and {type(learner).__name__} has no chains whose step size "
+                "could be lowered. Set lever to learning_rate."
+            )
         if self.returns and hasattr(learner, "goes_back"):
             learner.goes_back = True
+        self._levers = LEVERS | getattr(learner, "levers", {})
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -170,28 +199,25 @@ class DivergenceGuard(Callback):
         gap, spread = signs.get("energy_gap", 0.0), signs.get("energy_spread", float("inf"))
         scale = max(signs.get("data_scale", 1.0), 1e-12)
         if abs(gap) > self.max_separation * spread:
-            way = (
-                "data far below the negatives: the energy grows faster than chains can follow. "
-                "Raise the sampler's num_steps or step_size, or lower the learning rate of the "
-                "energy, or set energy_penalty"
-                if gap < 0
-                else "negatives far below the data: chains overshoot. Lower the sampler's step_size"
-            )
+            way = self._levers["separation" if gap < 0 else "overshoot"]
             found["separation"] = (
                 f"the energy gap is {gap:.3g}, {abs(gap) / max(spread, 1e-30):.3g} standard "
                 f"deviations of the energy; {way}."
             )
+        if spread < FLAT:
+            found["flatness"] = (
+                f"the energy is the same everywhere, to {spread:.1g}: its units are dead. Lower "
+                "its learning rate, which moved it there."
+            )
         if (negative := signs.get("negative_scale", 0.0)) > self.max_scale * scale:
             found["scale"] = (
-                f"negatives have a root mean square of {negative:.3g}, data {scale:.3g}: chains "
-                "escape. Lower the sampler's step_size, narrow the reference, or give the sampler "
-                "bounds."
+                f"negatives have a root mean square of {negative:.3g}, data {scale:.3g}: "
+                f"{self._levers['scale']}."
             )
         if (moved := signs.get("displacement", 0.0)) > self.max_displacement * scale:
             found["displacement"] = (
                 f"chains move by {moved:.3g} per number where data have a root mean square of "
-                f"{scale:.3g}: they overshoot. Lower the sampler's step_size, or the learning rate "
-                "of the energy."
+                f"{scale:.3g}: {self._levers['displacement']}."
             )
         age, oldest = signs.get("buffer_age", 0.0), self.max_buffer_age
         if oldest is not None and age > oldest:
@@ -220,7 +246,8 @@ class DivergenceGuard(Callback):
         }
         weights = [v for tensors in state.values() for v in tensors.values()]
         if all(v.isfinite().all() for v in weights if v.is_floating_point()):
-            state["optimizer"] = copy.deepcopy(trainer.optimizers[0].state_dict())
+            optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            state["optimizers"] = copy.deepcopy(optimizers)
             self._kept.append(state)
 
     def _act(self, trainer: Trainer, learner: LightningModule, trouble: str) -> None:
@@ -257,11 +284,11 @@ class DivergenceGuard(Callback):
         learner.load_state_dict(state["state_dict"])
         for average in averages(trainer):  # which has the learner's own weights elsewhere
             average.on_load_checkpoint(trainer, learner, state)
-        optimizer = trainer.optimizers[0]
-        rates = [group["lr"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
+        for optimizer, kept in zip(trainer.optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(copy.deepcopy(kept))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
         for config in trainer.lr_scheduler_configs:
             bases: Any = getattr(config.scheduler, "base_lrs", [])
             config.scheduler.base_lrs = [base * share for base in bases]

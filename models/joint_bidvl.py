@@ -97,8 +97,12 @@ class JointBiDVL(TwoPlayer):
     ) -> dict[str, Tensor]:
         x = batch[0]
         if not self.unroll_steps or self._trainer is None:
-            return {"upper": self.pair.upper(self.energy, x, generator)}
-        return {"upper": self.unrolled(x, self._players()[1].optimizer, generator)}
+            upper = self.pair.upper(self.energy, x, generator)
+        else:
+            upper = self.unrolled(x, self._players()[1].optimizer, generator)
+        if self.noting:
+            self.signs["upper"] = upper.detach().mean()
+        return {"upper": upper}
 
     def unrolled(
         self, x: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator | None = None

@@ -1,5 +1,6 @@
 """The learner of latent-variable models: VAE, latent-space EBM prior, and their relatives."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class LatentEBM(Learner):
         initialization: Overwrites the parameters; PyTorch's defaults if None.
     """
 
+    levers: Mapping[str, str] = {
+        "separation": "the data's latents far below the negatives: the prior's energy grows faster "
+        "than its chains can follow. Raise the sampler's num_steps or step_size, or lower the "
+        "learning rate of the prior",
+        "scale": "the prior's chains escape. Lower the sampler's step_size, or the learning rate "
+        "of the prior",
+        "displacement": "the prior's chains overshoot. Lower the sampler's step_size, or the "
+        "learning rate of the prior",
+    }
+
     def __init__(
         self,
         latent: LatentVariableModel,
@@ -71,6 +82,10 @@ class LatentEBM(Learner):
         if initialization is not None:
             initialization(self.latent)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
+
+    @property
+    def learns_energy(self) -> bool:
+        return any(p.requires_grad for p in self.latent.prior.parameters())
 
     def components(self) -> dict[str, nn.Module]:
         return {name: getattr(self.latent, name) for name in ("prior", "posterior", "likelihood")}
@@ -98,7 +113,11 @@ class LatentEBM(Learner):
                 loss = loss + regularizer.weight * value
         self.require_finite(terms)
         log = {**terms, "loss": loss}
-        log |= self.latent.prior.diagnostics if "prior" in terms else {}
+        if "prior" in terms:
+            if stage == "train" and self.noting:
+                self.signs = self.latent.prior.vital_signs()
+                log |= self.signs
+            log |= self.latent.prior.diagnostics
         if not isinstance(self.kl_weight, ConstantWeight):
             log["kl_weight"] = loss.new_tensor(weight)
         self.log_dict(
@@ -119,8 +138,11 @@ class LatentEBM(Learner):
             for parameter in self.latent.prior.parameters():
                 parameter.grad = None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.step(batch, batch_idx, "train")
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        loss = None
+        with self.watched():
+            loss = self.step(batch, batch_idx, "train")
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.step(batch, batch_idx, "val")

@@ -1,11 +1,12 @@
 """What every single-optimizer learner shares: seeded chains, optimizer groups, an honest log."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
@@ -14,15 +15,12 @@ from eblvm.data.loader import seeded_generator
 from eblvm.negatives import Negatives
 from eblvm.samplers.buffer import ReplayBuffer
 
+from .guard import DivergenceGuard, NonFiniteError
 from .optim import check_clip_norms, clip_per_group, parameter_groups
 
 __all__ = ["Learner", "NonFiniteError"]
 
 STAGES = {"train": 0, "validate": 1, "test": 2, "predict": 3, "sanity_check": 1}
-
-
-class NonFiniteError(RuntimeError):
-    """A loss term is NaN or infinite."""
 
 
 class Learner(LightningModule):
@@ -36,6 +34,9 @@ class Learner(LightningModule):
             not named follow `--trainer.gradient_clip_val`.
         weight_decays: Weight decay by component, in place of the optimizer's.
     """
+
+    levers: Mapping[str, str] = {}
+    """What a guard advises, by what it sees, in place of the words it has for chains on data."""
 
     def __init__(
         self,
@@ -51,6 +52,12 @@ class Learner(LightningModule):
         self.scheduler = scheduler
         self.clip_norms = dict(clip_norms or {})
         self.weight_decays = dict(weight_decays or {})
+        self.signs: dict[str, Tensor] = {}
+        """The vital signs of the latest step of training at which they were taken."""
+        self.goes_back = False
+        """Set by a guard that goes back to a good state: what is not finite is its affair."""
+        self.trouble: str | None = None
+        """What was not finite in the last step, for that guard."""
 
     def setup(self, stage: str) -> None:
         """Chains that go on are a device's own: DDP must not copy the first one's to the others.
@@ -63,6 +70,41 @@ class Learner(LightningModule):
             if isinstance(module, ReplayBuffer | Negatives)
             for buffer, _ in module.named_buffers(recurse=False)
         ]
+
+    @property
+    def learns_energy(self) -> bool:
+        """Whether there is an energy that can run away, so that a guard has to watch."""
+        return False
+
+    def configure_callbacks(self) -> list[Callback]:
+        """A `DivergenceGuard` for those that learn an energy, unless the recipe has its own."""
+        callbacks: list[Callback] = getattr(self._trainer, "callbacks", [])
+        if not self.learns_energy or any(isinstance(c, DivergenceGuard) for c in callbacks):
+            return []
+        return [DivergenceGuard()]
+
+    @property
+    def noting(self) -> bool:
+        """Whether the trainer writes down what this training step logs; figures cost time."""
+        if self._trainer is None or not self.training:
+            return False
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave what is not finite inside to a guard that goes back, if there is one.
+
+        Raises:
+            NonFiniteError: If there is none.
+        """
+        try:
+            yield
+        except NonFiniteError as error:
+            if not self.goes_back:
+                raise
+            self.trouble = str(error)
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that have a learning rate each."""

@@ -41,6 +41,10 @@ class ScoreMatchingEBM(Learner):
         self.matching = matching
         self.negatives = negatives
 
+    @property
+    def learns_energy(self) -> bool:
+        return True
+
     def components(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
 
@@ -51,11 +55,16 @@ class ScoreMatchingEBM(Learner):
         terms = self.terms(batch, self.generator(batch_idx))
         self.require_finite(terms)
         loss = terms["score_matching"].mean()
+        if stage == "train" and self.noting:
+            self.signs = {"score_matching": loss.detach()}
         self.log(f"{stage}/loss", loss.detach(), sync_dist=stage != "train")
         return loss
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.step(batch, batch_idx, "train")
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        loss = None
+        with self.watched():
+            loss = self.step(batch, batch_idx, "train")
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.step(batch, batch_idx, "val")

@@ -12,6 +12,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from eblvm.signs import vital_signs
+
 from .learner import Learner
 from .optim import parameter_groups
 
@@ -43,6 +45,19 @@ class TwoPlayer(Learner):
 
     player_first = False
     """Whether the player moves before the critic."""
+
+    levers: Mapping[str, str] = {
+        "separation": "data far below the samples: the energy tells them apart faster than the "
+        "player can follow. Lower the learning rate of the energy, raise that of the player, or "
+        "set a gradient penalty",
+        "overshoot": "samples far below the data: the player runs ahead of the energy. Lower its "
+        "learning rates",
+        "scale": "samples escape. Lower the learning rates of the player",
+    }
+
+    @property
+    def learns_energy(self) -> bool:
+        return True
 
     def __init__(
         self,
@@ -141,17 +156,27 @@ class TwoPlayer(Learner):
             for p in parameters:
                 p.requires_grad_(True)
 
-    @property
-    def noting(self) -> bool:
-        """Whether the trainer writes down what this training step logs; figures cost time."""
-        if self._trainer is None or not self.training:
-            return False
-        trainer: Any = self.trainer
-        every = trainer.log_every_n_steps
-        return bool(every) and (self.global_step + 1) % every == 0
+    def look(self, x: Tensor, sample: Tensor, energy: Tensor, sample_energy: Tensor) -> None:
+        """Take the vital signs, if this step is one that the trainer writes down.
+
+        Arguments:
+            x: What of the data the critic saw, with shape `(B, *event)`.
+            sample: What of the player it saw, likewise.
+            energy: The critic's energies of the former, with shape `(B,)`.
+            sample_energy: Of the latter, likewise.
+        """
+        if self.noting:
+            tensors = (x, sample, energy, sample_energy)
+            self.signs.update(vital_signs(*(t.detach() for t in tensors)))
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
+        with self.watched():
+            self._turns(batch, batch_idx)
+
+    def _turns(self, batch: Any, batch_idx: int) -> None:
         noting, generator = self.noting, self.generator(batch_idx)
+        if noting:
+            self.signs = {}
         critic, player = self._players()
         critic_steps, player_steps = self.turns()
         sides = [
@@ -169,7 +194,8 @@ class TwoPlayer(Learner):
                     self._move(optimizer, terms, counts=ends)
                 logged.update(terms)
         if noting:
-            self.log_dict({f"train/{name}": term.detach().mean() for name, term in logged.items()})
+            figures = {**self.signs, **logged}
+            self.log_dict({f"train/{name}": term.detach().mean() for name, term in figures.items()})
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
         optimizers: Any = self.optimizers()

@@ -20,6 +20,7 @@ from eblvm.models import DataEBM, DivergenceGuard
 from eblvm.models.networks import MLPEnergy
 from eblvm.negatives import NoiseNegatives, PersistentNegatives
 from eblvm.samplers import Langevin
+from eblvm.training import build
 
 HEALTHY = {
     "energy_gap": 0.3,
@@ -84,6 +85,13 @@ def test_a_burst_of_a_gradient_is_seen_against_its_median():
     assert "gradient of energy has norm 250" in guard.judge(HEALTHY)
 
 
+def test_a_dead_energy_is_seen():
+    guard = DivergenceGuard(patience=2)
+    dead = HEALTHY | {"energy_gap": 0.0, "energy_spread": 0.0}
+    assert guard.judge(dead) is None
+    assert "units are dead" in guard.judge(dead)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="factor"):
         DivergenceGuard(factor=1.5)
@@ -136,6 +144,113 @@ def test_a_guard_that_goes_back_finishes_the_run_and_says_so(eblvm, tmp_path):
     with next(Path("runs").rglob("metrics.csv")).open() as file:
         returns = [r["guard/returns"] for r in csv.DictReader(file) if r.get("guard/returns")]
     assert returns and float(returns[-1]) == len(events)
+
+
+WATCHED = {  # recipe: what is said of negatives beyond any bound, or what only a gradient tells
+    "toy/lebm_pinwheel": "the prior's chains escape",
+    "toy/ldebm_pinwheel": "the prior's chains escape",
+    "toy/svebm_pinwheel": "the prior's chains escape",
+    "toy/bidvl_8gaussians": "samples escape. Lower the learning rates of the player",
+    "toy/ddaebm_pinwheel": "samples escape. Lower the learning rates of the player",
+    "toy/ddgan_pinwheel": "samples escape. Lower the learning rates of the player",
+    "toy/cd_grbm_checkerboard": "chains escape",
+    "toy/bidvl_grbm_checkerboard": "the gradient of pair has norm",
+    "toy/exact_grbm_checkerboard": "the gradient of energy has norm",
+    "toy/denoising_8gaussians": "the gradient of energy has norm",
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_every_learner_of_an_energy_is_watched(name, eblvm, tmp_path):
+    recipe = yaml.safe_load((recipe_root() / f"{name}.yaml").read_text())
+    (tmp_path / "watched.yaml").write_text(yaml.safe_dump(recipe))
+    steps = ["--trainer.max_steps=25", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+    rest = ["--trainer.limit_val_batches=0", "--trainer.callbacks=[]", "--monitor=null"]
+    rest += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    bounds = (
+        "{patience: 1, max_scale: 1.0e-6, max_displacement: 1.0e9, max_gradient_growth: 1.0e-6}"
+    )
+    guard = f"--trainer.callbacks+={{class_path: DivergenceGuard, init_args: {bounds}}}"
+    stopped = eblvm("fit", "--config", tmp_path / "watched.yaml", *steps, *rest, guard)
+    assert stopped.status == 2, stopped.err
+    assert WATCHED[name] in stopped.err and "Traceback" not in stopped.err
+
+
+def test_the_guard_is_on_where_an_energy_learns_and_nowhere_else():
+    for name in [*WATCHED, "toy/shortrun_8gaussians"]:
+        model, _ = build(name)
+        assert [type(callback) for callback in model.configure_callbacks()] == [DivergenceGuard], (
+            name
+        )
+    for name in ("toy/vae_pinwheel", "image/classifier_digits"):
+        model, _ = build(name)
+        assert model.configure_callbacks() == []
+
+
+def test_a_prior_whose_chains_overshoot_stops_the_run_by_default(eblvm, tmp_path):
+    kernel = "{class_path: eblvm.samplers.Langevin, init_args: {num_steps: 20, step_size: 2.05}}"
+    sampler = f"--model.init_args.latent.init_args.prior.init_args.sampler={kernel}"
+    run = ["--trainer.max_steps=60", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+    run += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    stopped = eblvm("fit", "--config", "toy/lebm_pinwheel", *run, sampler)
+    assert stopped.status == 2
+    assert "training diverges at step" in stopped.err
+    assert "Lower the sampler's step_size, or the learning rate of the prior" in stopped.err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_going_back_restores_both_players_and_lowers_the_rates_of_both(tmp_path):
+    model, data = build("toy/bidvl_8gaussians")
+    recorded = []
+
+    def spoil(trainer, module, batch, batch_idx):
+        if batch_idx == 5:
+            with torch.no_grad():
+                module.energy.state_dict()[next(iter(module.energy.state_dict()))].fill_(math.nan)
+
+    def record(trainer, module, *rest):
+        recorded.append([p.detach().clone() for p in module.parameters()])
+
+    first = LambdaCallback(on_train_batch_start=spoil)
+    last = LambdaCallback(on_train_batch_end=record)
+    guard = DivergenceGuard(returns=1, keep_every=1)
+    trainer = Trainer(
+        max_epochs=1,
+        limit_train_batches=9,
+        limit_val_batches=0,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[first, guard, last],
+    )
+    rates = [group["lr"] for o in model.configure_optimizers()[0] for group in o.param_groups]
+    trainer.fit(model, data)
+    # looks keep every state, the older of two is gone back to: from step 6 to that after step 4
+    for back, kept in zip(recorded[5], recorded[3], strict=True):
+        assert torch.equal(back, kept)
+    assert all(p.isfinite().all() for weights in recorded for p in weights)
+    found = [group["lr"] for o in trainer.optimizers for group in o.param_groups]
+    assert found == pytest.approx([0.5 * rate for rate in rates])
+    assert len(guard.events) == 1
+
+
+def test_a_step_size_can_be_lowered_only_where_there_is_one(tmp_path):
+    model, data = build("toy/bidvl_8gaussians")
+    guard = DivergenceGuard(returns=1, lever="step_size")
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        max_steps=1,
+        callbacks=[guard],
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(ValueError, match="BiDVL has no chains whose step size"):
+        trainer.fit(model, data)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -32,6 +32,7 @@ BELOW = {
     "eblvm.likelihoods": {"eblvm.samplers", "eblvm.objectives", "eblvm.decoding"},
     "eblvm.priors": {
         *("eblvm.energies", "eblvm.schedules", "eblvm.samplers", "eblvm.objectives"),
+        "eblvm.signs",
     },
     "eblvm.posteriors": {"eblvm.priors", "eblvm.likelihoods", "eblvm.samplers"},
     "eblvm.latent": {
@@ -51,6 +52,7 @@ BELOW = {
     "eblvm.matching": {"eblvm.samplers"},
     "eblvm.temperature": {"eblvm.samplers"},
     "eblvm.averaging": set(),
+    "eblvm.signs": set(),
     "eblvm.conditions": set(),
     "eblvm.data": set(),
     "eblvm.pictures": set(),

@@ -107,6 +107,26 @@ def test_diagnostics_show_what_the_chain_did():
     assert prior.diagnostics["displacement"] > 0
 
 
+def test_vital_signs_are_those_of_the_last_loss():
+    assert GaussianPrior(2).vital_signs() == {}
+    prior = quadratic()
+    assert prior.vital_signs() == {}
+    z = torch.tensor([[3.0, 0.0], [0.0, 5.0]], dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    prior.loss(z, torch.Generator().manual_seed(0))
+    signs = prior.vital_signs()
+    start, negative = prior._negatives(2, torch.Generator().manual_seed(0))
+    gap = prior.tilt(z).mean() - prior.tilt(negative).mean()
+    spread = (prior.tilt(z).var(correction=0) + prior.tilt(negative).var(correction=0)) / 2
+    moved = (negative - start).square().mean().sqrt()
+    assert float(signs["energy_gap"]) == pytest.approx(float(gap.detach()))
+    assert float(signs["energy_spread"]) == pytest.approx(float(spread.detach().sqrt()))
+    assert float(signs["displacement"]) == pytest.approx(float(moved))
+    assert float(signs["data_scale"]) == pytest.approx(math.sqrt(34 / 4))
+    prior.loss(1e-3 * z.detach())
+    assert prior.vital_signs()["data_scale"] == 1  # that of N(0, I), where chains come from
+
+
 def test_latent_dim_is_checked():
     with pytest.raises(ValueError, match="latent_dim is 0; expected 1 or more"):
         GaussianPrior(0)

@@ -254,6 +254,25 @@ def test_the_real_compiler_agrees_with_eager_and_follows_new_parameters(monkeypa
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{type(k).__name__}{k.num_steps}")
+def test_the_real_compiler_agrees_with_eager_for_every_kernel(kernel, monkeypatch):
+    monkeypatch.setattr(kinds, "_kinds", {})
+    times = iter(range(10**6))  # the compiled steps are kept, however slow they are here
+    monkeypatch.setattr(compiled, "_least", lambda *a: -next(times))
+    x = torch.randn(64, 2, dtype=torch.float64)
+    for count, energy in enumerate(energies(), 1):
+        with compilation("never"):
+            eager = kernel(energy, x, seeded())
+        with compilation("always"):
+            fast = kernel(energy, x, seeded())
+        torch.testing.assert_close(fast, eager, rtol=1e-9, atol=1e-9)
+        report = compilation_report()
+        assert len(report) == count and report[-1]["used"] and not report[-1].get("refused")
+        assert not torch.equal(fast, x)
+
+
 def test_the_analytic_gradient_is_compiled_where_it_pays_and_can_be(uncompiled, monkeypatch):
     x, seen = torch.randn(9, 2, dtype=torch.float64), []
     spy = compiled._Read.gradient

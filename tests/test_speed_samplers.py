@@ -145,11 +145,21 @@ class Counting(torch.nn.Module):
 def test_first_calls_are_first_calls(kernel, monkeypatch):
     monkeypatch.setattr(Counting, "first", 0)
     energy = Counting()
-    r = first_calls(energy, torch.randn(3, 2), kernel, 4, torch.device("cpu"))
+    r = first_calls(energy, torch.randn(3, 2), kernel, 10, 4, torch.device("cpu"))
     assert Counting.first == 8 and energy.count == 0  # four for either
     assert set(r) == {"eblvm", "tight"} and all(v["figure"] > 0 for v in r.values())
     copied = fresh(gaussian)
     assert copied is not gaussian and copied(torch.ones(1, 2)) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 20])
+@pytest.mark.parametrize("kernel", ["Langevin", "MALA", "HMC"])
+def test_short_chains_of_both_take_as_many_gradients(kernel, steps):
+    for make in (contenders.eblvm_runs, contenders.tight_runs):
+        energy = Counting()
+        make(energy, torch.randn(3, 2), steps)[kernel]()
+        more = kernel != "Langevin"  # that of the start
+        assert energy.count == steps + more, make
 
 
 def test_the_floor_counts_multiplications_and_additions_twice():

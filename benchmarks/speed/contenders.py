@@ -83,6 +83,11 @@ class Tied(nn.Module):
         return self.energy(x, self.t) + 0.5 * (x - self.noisier).square().sum(1)
 
 
+def proposals(steps: int) -> tuple[int, int]:
+    """How many proposals of HMC, of how many leapfrog steps each, make `steps` gradients."""
+    return max(1, steps // LEAPFROG), min(steps, LEAPFROG)
+
+
 def eblvm_runs(
     energy: Callable[[Tensor], Tensor], x: Tensor, steps: int, mode: str = "auto"
 ) -> Runs:
@@ -95,6 +100,8 @@ def eblvm_runs(
         mode: As in :func:`eblvm.samplers.compilation`.
     """
 
+    count, leapfrog = proposals(steps)
+
     def running(make: Callable[[], Kernel]) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with compilation(mode):
@@ -105,7 +112,7 @@ def eblvm_runs(
     return {
         "Langevin": running(lambda: Langevin(steps, STEP)),
         "MALA": running(lambda: MALA(steps, STEP)),
-        "HMC": running(lambda: HMC(steps // LEAPFROG, STEP, num_leapfrog=LEAPFROG)),
+        "HMC": running(lambda: HMC(count, STEP, num_leapfrog=leapfrog)),
     }
 
 
@@ -160,6 +167,7 @@ def textbook_runs(energy: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> 
 
 def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
     """The same, as fast as eager autograd goes: frozen parameters, in place, gradients kept."""
+    count, leapfrog = proposals(steps)
     parameters = list(energy.parameters()) if isinstance(energy, nn.Module) else []
     axes, ones = tuple(range(1, x.ndim)), x.new_ones(len(x))
 
@@ -210,15 +218,15 @@ def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
         z, y = x.clone(), x.clone().requires_grad_()
         q = y.detach()
         e, g = gradient(y)
-        for _ in range(max(1, steps // LEAPFROG)):
+        for _ in range(count):
             p = torch.randn_like(z)
             start = e + 0.5 * p.square().sum(axes)
             q.copy_(z)
             p.sub_(g, alpha=0.5 * STEP)
-            for k in range(LEAPFROG):
+            for k in range(leapfrog):
                 q.add_(p, alpha=STEP)
                 e_new, g_new = gradient(y)
-                p.sub_(g_new, alpha=STEP if k < LEAPFROG - 1 else 0.5 * STEP)
+                p.sub_(g_new, alpha=STEP if k < leapfrog - 1 else 0.5 * STEP)
             log_alpha = start - e_new - 0.5 * p.square().sum(axes)
             accept = torch.rand_like(log_alpha).log_() < log_alpha
             rows = accept.reshape(-1, *[1] * (x.ndim - 1))

@@ -9,9 +9,10 @@ contender once; the figure is the least processor time of a step over all repeat
 is the range from the lower to the upper quartile of the repeats, relative to the least. Wall time
 is given beside it. Compilation (ours and JAX's) is done before and reported apart.
 
-A second table is of ten steps (for HMC: one proposal) as a program takes them that takes no more:
-every repeat has a copy of the energy that nobody has called, and the figure includes all that eblvm
-does before and after the steps. It is the least over the repeats, so not the first of the process.
+A second table is of one, two, five and ten steps (for HMC: one proposal of so many leapfrog steps)
+as a program takes them that takes no more: every repeat has a copy of the energy that nobody has
+called, and the figure includes all that eblvm does before and after the steps. It is the least over
+the repeats, so not the first of the process.
 
 The arithmetic floor is the number of operations in the products of an energy, forward and back,
 over the rate of its largest product measured in the same run; convolutions count as products of
@@ -60,7 +61,7 @@ from .contenders import (
 
 OTHERS = ("tight", "textbook", "torchebm", "blackjax")
 RATIOS = ("eblvm/tight", "textbook/eblvm", "torchebm/eblvm", "eblvm/blackjax")
-SHORT = 10  # steps of a chain that is over before anything prepared for it has paid
+SHORT = (1, 2, 5, 10)  # steps of chains that are over before anything prepared for them has paid
 PRODUCTS = {  # rows, inner, outer; those with one column left out
     "MLP": [(1000, 2, 128), (1000, 128, 128)],
     "latent": [(100, 100, 200), (100, 200, 200)],
@@ -104,15 +105,15 @@ def timed(
 
 
 def first_calls(
-    energy: Any, x: Tensor, kernel: str, repeats: int, device: torch.device
+    energy: Any, x: Tensor, kernel: str, steps: int, repeats: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Figures of eblvm and the tight loop, interleaved, each time on an energy never called."""
     makers: dict[str, Callable[..., Runs]] = {"eblvm": eblvm_runs, "tight": tight_runs}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
     for _ in range(repeats):
         for name, make in makers.items():
-            times[name].append(clock(make(fresh(energy), x, SHORT)[kernel], device))
-    return {name: figures(t, SHORT, device) for name, t in times.items()}
+            times[name].append(clock(make(fresh(energy), x, steps)[kernel], device))
+    return {name: figures(t, steps, device) for name, t in times.items()}
 
 
 def fresh(energy: Any) -> Any:
@@ -209,16 +210,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _short(repeats: int, results: dict[str, Any], device: torch.device) -> None:
-    """The table of ten steps."""
-    print(
-        "\n| ten steps, first call | kernel | eblvm | tight loop | ratio |\n|---|---|---|---|---|"
-    )
+    """The table of few steps: µs of ten, and ratios of all."""
+    ratios = " | ".join(f"ratio, {n}" for n in SHORT)
+    print(f"\n| first call | kernel | eblvm, {SHORT[-1]} steps | tight loop | {ratios} |")
+    print("|---" * (4 + len(SHORT)) + "|")
     for name, energy, x, _, _ in cases(device):
         for kernel in ("Langevin", "MALA", "HMC"):
-            r = first_calls(energy, x, kernel, 2 * repeats, device)
-            results[f"{name}, {kernel}, ten steps"] = r
-            a, b = r["eblvm"]["figure"], r["tight"]["figure"]
-            print(f"| {name} | {kernel} | {a:,.1f} | {b:,.1f} | {a / b:.2f} |", flush=True)
+            found = [first_calls(energy, x, kernel, n, 2 * repeats, device) for n in SHORT]
+            results |= {
+                f"{name}, {kernel}, first {n}": f for n, f in zip(SHORT, found, strict=True)
+            }
+            pairs = [(f["eblvm"]["figure"], f["tight"]["figure"]) for f in found]
+            cells = [*(f"{t:,.1f}" for t in pairs[-1]), *(f"{a / b:.2f}" for a, b in pairs)]
+            print(f"| {name} | {kernel} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _floor(name: str, device: torch.device) -> float | None:

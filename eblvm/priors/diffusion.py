@@ -265,6 +265,7 @@ class DiffusionEnergyPrior(Prior):
         arguments = (torch.cat([positive, negative]), torch.cat([t, t]))
         energies = self.tilt(*arguments) if twice is None else self.tilt(*arguments, twice)
         positive_energy, negative_energy = energies.split(len(t))
+        self._saw(positive, negative, positive_energy, negative_energy, z_next)
         contrast = self.weight[t] * (positive_energy - negative_energy)
         if self.normalizer_gradient:
             pull = (negative - z_next.detach()) / self.schedule.sigma[t + 1].square().unsqueeze(1)

@@ -11,6 +11,7 @@ from ..objectives.contrastive import contrastive_divergence
 from ..objectives.variational import gaussian_kl
 from ..samplers import ChainSetup, Kernel, ParallelTempering, noise_like
 from ..samplers.buffer import ReplayBuffer
+from ..signs import vital_signs
 
 __all__ = ["EnergyPrior", "GaussianPrior", "Prior"]
 
@@ -31,6 +32,7 @@ class Prior(nn.Module, ABC):
         self.latent_dim = latent_dim
         self.diagnostics: dict[str, Tensor] = {}
         """What the last `loss` saw: scalars, detached, for the log."""
+        self._phases: tuple[Tensor, ...] | None = None
         self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
 
     @abstractmethod
@@ -73,6 +75,25 @@ class Prior(nn.Module, ABC):
         """
         log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
         return log_q - 0.5 * self.latent_dim * math.log(2 * math.pi) + self.loss(z, generator)
+
+    def vital_signs(self) -> dict[str, Tensor]:
+        """How energies and chains of the last `loss` fare: scalars; none without an energy.
+
+        See :func:`~eblvm.signs.vital_signs`; the data are latents, and their scale is at least the
+        1 of N(0, I), where chains come from.
+        """
+        if self._phases is None:
+            return {}
+        signs = vital_signs(*self._phases)
+        signs["data_scale"] = signs["data_scale"].clamp(min=1)
+        return signs
+
+    def _saw(
+        self, z: Tensor, negative: Tensor, energy: Tensor, negative_energy: Tensor, start: Tensor
+    ) -> None:
+        """Keep what `vital_signs` needs, its arguments."""
+        tensors = (z, negative, energy, negative_energy, start)
+        self._phases = tuple(tensor.detach() for tensor in tensors)
 
     def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
         """The chains behind `sample` and `loss`, by name; none if draws are exact.
@@ -339,6 +360,7 @@ class EnergyPrior(GaussianPrior):
         """tilt(z) minus the tilt of as many samples of the prior, with shape `(B,)`."""
         start, negative = self._negatives(len(z), generator)
         positive_energy, negative_energy = self.tilt(torch.cat([z, negative])).split(len(z))
+        self._saw(z, negative, positive_energy, negative_energy, start)
         self.diagnostics = {
             "tilt_positive": positive_energy.detach().mean(),
             "tilt_negative": negative_energy.detach().mean(),
