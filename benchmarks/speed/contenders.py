@@ -170,6 +170,7 @@ def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
     count, leapfrog = proposals(steps)
     parameters = list(energy.parameters()) if isinstance(energy, nn.Module) else []
     axes, ones = tuple(range(1, x.ndim)), x.new_ones(len(x))
+    block = min(steps, 10)
 
     def freezing(chain: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -190,25 +191,25 @@ def tight_runs(energy: Any, x: Tensor, steps: int) -> Runs:
         y = x.clone().requires_grad_()
         z = y.detach()
         for i in range(steps):
-            if i % 10 == 0:
-                noise = torch.randn(10, *x.shape, device=x.device)
-            z.add_(gradient(y)[1], alpha=-0.5 * STEP**2).add_(noise[i % 10], alpha=STEP)
+            if i % block == 0:
+                noise = torch.randn(block, *x.shape, device=x.device)
+            z.add_(gradient(y)[1], alpha=-0.5 * STEP**2).add_(noise[i % block], alpha=STEP)
         return z
 
     def mala() -> Tensor:
         z, y = x.clone(), x.clone().requires_grad_()
         e, g = gradient(y)
         for i in range(steps):
-            if i % 10 == 0:
-                noise = torch.randn(10, *x.shape, device=x.device)
-                u = torch.rand(10, len(x), device=x.device).log_()
-            n = noise[i % 10]
+            if i % block == 0:
+                noise = torch.randn(block, *x.shape, device=x.device)
+                u = torch.rand(block, len(x), device=x.device).log_()
+            n = noise[i % block]
             torch.add(z, g, alpha=-0.5 * STEP**2, out=y.detach()).add_(n, alpha=STEP)
             e_new, g_new = gradient(y)
             # both proposals are s·n and s·n − ½s²(g + g'): only their difference counts
             back = n.sub(g + g_new, alpha=0.5 * STEP)
             log_alpha = e - e_new + 0.5 * (n.square().sum(axes) - back.square().sum(axes))
-            accept = u[i % 10] < log_alpha
+            accept = u[i % block] < log_alpha
             rows = accept.reshape(-1, *[1] * (x.ndim - 1))
             z = torch.where(rows, y.detach(), z)
             e, g = torch.where(accept, e_new, e), torch.where(rows, g_new, g)
