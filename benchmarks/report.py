@@ -416,13 +416,15 @@ def marked(text: str, kind: str) -> str:
 
 
 def pareto(part: Part) -> bytes | None:
-    """The first metric against the time of training, a point per row; those that none beats in both
-    are joined."""
+    """The first metric against the time of training, a point per row of the commonest protocol.
+
+    Points that none beats in both are joined.
+    """
     metric, better = next(iter(part.table.metrics.items()))
     clock, _, axis = part.clock
     points = {
         label: (part.cost(label, clock).mean, part.summary(label, metric))
-        for label in part.labels
+        for label in (part.alike(metric) or [[]])[0]
         if part.cost(label, clock).values and part.summary(label, metric).values
     }
     if len(points) < 2:

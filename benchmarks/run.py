@@ -212,14 +212,13 @@ def run_suite(
     described = out / "suite.json"
     if results.exists() and not resume:
         raise UserError(f"{out} holds results. Add --resume to go on, or choose another --out.")
-    if described.exists() and described.read_text(encoding="utf-8") != suite.to_json():
+    if described.exists() and cells_of(described) != suite.cells:
         raise UserError(
             f"{out} was begun with another suite, budget or number of seeds. Give the same ones, "
             "or choose another --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    if not described.exists():  # its age names the run group of Weights & Biases
-        described.write_text(suite.to_json(), encoding="utf-8")
+    describe(suite, described)
     done = {r["id"] for r in read_results(results) if r["status"] == "done"}
     waiting = deque(cell for cell in suite.cells if cell.id not in done)
     total, threads = len(suite.cells), max(1, (os.cpu_count() or 1) // jobs)
@@ -242,6 +241,19 @@ def run_suite(
                 board.ended(record)
             board.update(running)
     return read_results(results)
+
+
+def cells_of(described: Path) -> list[Cell]:
+    """The cells of a suite that was begun; its words and columns may have changed since."""
+    return Suite.from_json(described.read_text(encoding="utf-8")).cells
+
+
+def describe(suite: Suite, path: Path) -> None:
+    """Write the suite down. The file keeps its age, by which the run group of W&B is named."""
+    known = path.stat() if path.exists() else None
+    path.write_text(suite.to_json(), encoding="utf-8")
+    if known is not None:
+        os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
 
 
 def keep(path: Path, record: dict[str, Any]) -> None:

@@ -18,13 +18,14 @@ from scipy import stats
 
 from eblvm import density, evaluation, outliers, refining, text_evaluation
 from eblvm.benchmarks import run as runner
-from eblvm.benchmarks.cell import devices_of
+from eblvm.benchmarks.cell import devices_of, launched, main_of
 from eblvm.benchmarks.protocols import FIGURES, difference, groups, protocols_of
 from eblvm.benchmarks.report import Section, gather, write_report
 from eblvm.benchmarks.run import Worker, keep, last_line, read_results, run_suite
 from eblvm.benchmarks.statistics import Summary, compare, holm, p_value, summarize
 from eblvm.benchmarks.suite import Budget, Cell, Suite, load_suite, suite_names
 from eblvm.cli import UserError, recipe_root, resolve_recipe
+from eblvm.cli import main as command_line
 
 TINY = Path(__file__).with_name("tiny.yaml")
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -136,6 +137,20 @@ class TestSuite:
     @pytest.mark.parametrize("name", [n for n in suite_names() if n.startswith("paper")])
     def test_published_scale_takes_all_devices(self, name):
         assert {devices_of(cell) for cell in load_suite(name).cells} == {"auto"}
+
+    def test_one_device_is_one_process(self, tmp_path):
+        """No process is started for a command, where Lightning needs none."""
+        mine = tmp_path / "mine.yaml"
+        for says, options, alone in (
+            ("", (), True),
+            ("", ("--trainer.devices=1",), True),
+            ("", ("--trainer.devices=2",), False),
+            ("trainer: {devices: 4}", (), False),
+            ("trainer: {devices: 4}", ("--trainer.devices=1",), True),
+        ):
+            mine.write_text(says or "trainer: {}")
+            found = main_of(Cell("t", "a", str(mine), 0, options=options))
+            assert (found is command_line) == alone
 
     def test_the_example_of_the_page(self, tmp_path):
         text = DOCS.read_text(encoding="utf-8")
@@ -443,11 +458,12 @@ class TestReport:
         with pytest.raises(UserError, match=r"holds no suite\.json"):
             gather([tmp_path])
 
-    @pytest.mark.skipif(not CHROMIUM, reason="NOT TESTED IN A BROWSER: there is no chromium")
+    @pytest.mark.skipif(not CHROMIUM and "CI" not in os.environ, reason="there is no chromium")
     @pytest.mark.parametrize("width", [390, 1200])
     @pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
     def test_in_a_browser(self, folder, tmp_path, width, scheme, dark):
         """In a frame, for a window is never narrower than 500 pixels, and a phone is."""
+        assert CHROMIUM, "where CI is set, chromium has to be there"
         _, html = write_report([folder], tmp_path)
         probe = (
             "<script>onload = () => parent.postMessage(JSON.stringify({width: innerWidth,"
@@ -511,7 +527,10 @@ class TestWorker:
         suite = load_suite(str(suite_file))
         run_suite(suite, tmp_path / "out", wandb=True)
         os.utime(tmp_path / "out/suite.json", (5, 5))
-        run_suite(suite, tmp_path / "out", resume=True, wandb=True)
+        suite = load_suite(str(suite_file))
+        suite_file.write_text(suite_file.read_text().replace("As small as can be", "Tiny"))
+        run_suite(load_suite(str(suite_file)), tmp_path / "out", resume=True, wandb=True)
+        assert "Tiny" in (tmp_path / "out/suite.json").read_text(), "words may change"
         groups_ = [env["WANDB_RUN_GROUP"] for env in started]
         assert groups_[3:] == ["mine 5"] * 3
         assert [env["WANDB_NAME"] for env in started[:3]] == [c.id for c in suite.cells]
@@ -573,6 +592,17 @@ def test_a_cell_on_several_devices(suite_file, tmp_path):
     assert found["status"] == "done", found["error"]
     assert found["cost"]["steps"] == 3, "half as many as of one process"
     assert found["samples"] == "samples.png"
+
+
+def test_a_command_ends_with_its_cell():
+    """Who asks a cell to end asks the command that it waits for, too."""
+    child = "import os, signal, time; time.sleep(.5); os.kill(os.getppid(), signal.SIGTERM)"
+    with pytest.raises(SystemExit) as stopped:
+        launched([sys.executable, "-c"], [f"{child}; time.sleep(60)"])
+    assert stopped.value.code == -signal.SIGTERM
+    with pytest.raises(SystemExit) as stopped:
+        launched([sys.executable, "-c"], ["raise SystemExit(3)"])
+    assert stopped.value.code == 3
 
 
 def bench(*arguments, folder, **more):
