@@ -4,6 +4,10 @@
 
 `SPEC.json` has a `cell`, its `folder`, and `wandb`; `result.json` appears in the folder when all is
 done. A cell that was interrupted goes on from its last checkpoint, exactly.
+
+A cell trains on one device, in this process, unless its options or its recipe say
+`trainer.devices`. Then each command is a process of its own, from which Lightning can launch others
+for the other devices, and which leaves no process group behind for the next command.
 """
 
 import hashlib
@@ -12,22 +16,30 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from eblvm.benchmarks.suite import Budget, Cell
-from eblvm.cli import main as eblvm
-from eblvm.cli import resolve_recipe
+from eblvm.cli import TRAINER_COMMANDS, resolve_recipe
+from eblvm.cli import main as command_line
 
 __all__ = ["commit", "machine", "run_cell"]
 
 NUM_SAMPLES = 64
 """How many samples the report shows."""
+
+Eblvm = Callable[[Sequence[str]], None]
+"""The command line, here or in a process of its own; SystemExit if a command fails."""
 
 
 def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
@@ -42,7 +54,8 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
         SystemExit: If a command fails; it has said why on the standard error.
     """
     start = time.perf_counter()
-    run = trained(cell, folder, wandb)
+    eblvm = main_of(cell)
+    run = trained(cell, folder, wandb, eblvm)
     best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     ckpt = best if best.is_file() else last
     eblvm(["test", f"--ckpt_path={ckpt}", "--trainer.enable_progress_bar=false"])
@@ -57,14 +70,52 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
         "protocol": protocol,
         "cost": json.loads((run / "cost.json").read_text(encoding="utf-8")),
         "wall_s": round(time.perf_counter() - start, 1),
-        "samples": pictured(run, ckpt, folder),
+        "samples": pictured(run, ckpt, folder, eblvm),
         "curve": str((run / "metrics.csv").relative_to(folder)),
         "config_sha256": config_hash(run / "config.yaml"),
         "environment": environment(),
     }
 
 
-def trained(cell: Cell, folder: Path, wandb: bool) -> Path:
+def devices_of(cell: Cell) -> Any:
+    """What the cell's options, or else its recipe, say of `trainer.devices`; None if neither."""
+    for option in reversed(cell.options):
+        name, _, value = option.partition("=")
+        if name == "--trainer.devices":
+            return value
+    content = yaml.safe_load(resolve_recipe(cell.recipe).read_text(encoding="utf-8"))
+    return (content.get("trainer") or {}).get("devices")
+
+
+def main_of(cell: Cell) -> Eblvm:
+    """The command line in this process for one device, else each command in one of its own."""
+    if str(devices_of(cell)) in ("None", "1"):
+        return command_line
+    # Lightning launches the other ranks by the same module
+    return partial(launched, [sys.executable, "-m", "eblvm.benchmarks.cell"])
+
+
+def launched(program: Sequence[str], arguments: Sequence[str]) -> None:
+    """Run a command as a process, which ends when this one is asked to end.
+
+    Raises:
+        SystemExit: If it fails, with its status.
+    """
+    with subprocess.Popen([*program, *arguments]) as process:
+
+        def stop(signum: int, frame: Any) -> None:
+            process.terminate()  # Lightning hands it on to the other ranks
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            status = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if status:
+        sys.exit(status)
+
+
+def trained(cell: Cell, folder: Path, wandb: bool, eblvm: Eblvm) -> Path:
     """The folder of the finished run, which may have been begun before."""
     runs = folder / "run"
     begun = sorted(runs.glob("**/version_0"))
@@ -74,14 +125,15 @@ def trained(cell: Cell, folder: Path, wandb: bool) -> Path:
         return begun[0]
     shutil.rmtree(runs, ignore_errors=True)
     seeds = [f"--seed_everything={cell.seed}", f"--data.init_args.seed={cell.seed}"]
-    options = [*seeds, *cell.budget.arguments(), *cell.options, f"--runs={runs}"]
+    devices = ["--trainer.devices=1"] if devices_of(cell) is None else []
+    options = [*seeds, *devices, *cell.budget.arguments(), *cell.options, f"--runs={runs}"]
     options += ["--trainer.enable_progress_bar=false", *["--wandb=true"] * wandb]
     eblvm(["fit", f"--config={resolve_recipe(cell.recipe)}", *options])
     (run,) = runs.glob("**/version_0")
     return run
 
 
-def pictured(run: Path, ckpt: Path, folder: Path) -> str | None:
+def pictured(run: Path, ckpt: Path, folder: Path, eblvm: Eblvm) -> str | None:
     """The name of a file of samples, or None where the model draws none on its own.
 
     On the plane this is the picture of densities and samples that the test has drawn.
@@ -151,6 +203,8 @@ def main(path: str) -> None:
     budget, options = Budget(**content["budget"]), tuple(content["options"])
     cell = Cell(**{**content, "budget": budget, "options": options})
     folder = Path(spec["folder"])
+    told = json.dumps(environment()) + "\n"  # for the record of a cell that fails
+    (folder / "environment.json").write_text(told, encoding="utf-8")
     result = run_cell(cell, folder, spec["wandb"])
     unfinished = folder / "result.json.part"
     unfinished.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -158,4 +212,7 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1] in (*TRAINER_COMMANDS, "sample"):
+        command_line(sys.argv[1:])
+    else:
+        main(sys.argv[1])

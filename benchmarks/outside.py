@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from eblvm.benchmarks.cell import NUM_SAMPLES, environment
-from eblvm.benchmarks.run import keep
+from eblvm.benchmarks.protocols import difference, protocols_of
+from eblvm.benchmarks.run import keep, read_results
+from eblvm.benchmarks.suite import Cell, Suite
 from eblvm.cli import UserError, print_table, recipe_root
 from eblvm.data import ImageDataModule, TextDataModule
 from eblvm.data.corpora import TextFiles
 from eblvm.data.vocabulary import Vocabulary
-from eblvm.evaluation import GridDensity, Modes, SampleDensity, SampleQuality
+from eblvm.evaluation import GridDensity, Modes, SampleDensity, SampleQuality, StackedModes
 from eblvm.metrics.features import PACKAGED, ClassifierFeatures, PixelFeatures, features_for
 from eblvm.pictures import save_samples
+from eblvm.refining import ProposalQuality
 from eblvm.text_evaluation import Sentences, WrittenLanguage
-from eblvm.training import mendable, parse, quiet
+from eblvm.training import mendable, parse, protocols, quiet
 
 __all__ = ["GivenSamples", "evaluate", "read_samples"]
 
-JUDGES = (SampleQuality, SampleDensity, Modes, Sentences, WrittenLanguage)
-"""Callbacks that ask for samples and nothing else."""
+JUDGES = (SampleQuality, SampleDensity, Modes, StackedModes, Sentences, WrittenLanguage)
+"""Callbacks that ask for samples and nothing else; but for those that ask for a starter's."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm")
 
@@ -125,10 +128,15 @@ def evaluate(
         UserError: If something does not go together.
     """
     quiet()
+    place = None if bench is None else place_for(bench, table, label or Path(samples).stem, seed)
     with mendable():
         rows = read_samples(Path(samples), unit)
         trial = trial_for(reference, rows, features, unit)
-        judges = [judge for judge in trial.judges if isinstance(judge, JUDGES)]
+        judges = [
+            judge
+            for judge in trial.judges
+            if isinstance(judge, JUDGES) and not isinstance(judge, ProposalQuality)
+        ]
         if not judges:
             raise UserError(f"{reference} has no metric that samples alone can be scored by.")
         for judge in judges:
@@ -139,10 +147,10 @@ def evaluate(
             trainer.test(GivenSamples(trial.given), verbose=False, **{kind: trial.data})
     found = trainer.callback_metrics.items()
     metrics = {name.removeprefix("test/"): float(value) for name, value in found}
-    protocols = {type(j).__name__: getattr(j, "protocol", None) for j in judges}
-    protocol: dict[str, Any] = {
-        name: {**(p or {}), "num_samples": judge.num, "reference": reference}
-        for judge, (name, p) in zip(judges, protocols.items(), strict=True)
+    nums = {type(judge).__name__: judge.num for judge in judges}
+    protocol = {
+        name: {**found, "num_samples": nums[name], "reference": reference}
+        for name, found in protocols(judges, "test", seed).items()
     }
     figures = Table("metric", "value", box=None, header_style="bold")
     for name, value in metrics.items():
@@ -154,8 +162,8 @@ def evaluate(
         text = json.dumps({**record, "environment": environment()}, indent=2) + "\n"
         Path(out).write_text(text, encoding="utf-8")
         said.append(f"metrics: {out}")
-    if bench is not None:
-        said.append(join(bench, table, label or Path(samples).stem, seed, record, rows))
+    if place is not None and bench is not None:
+        said.append(join(bench, place, record, rows))
     return "\n".join(said)
 
 
@@ -333,22 +341,67 @@ def text_trial(path: Path, rows: list[list[str]]) -> Trial:
     return Trial(data, judges, data.encode(rows))
 
 
-def join(
-    bench: Path, table: str | None, label: str, seed: int, record: dict[str, Any], rows: Rows
-) -> str:
-    """Put figures beside those of a suite.
+def place_for(bench: Path, table: str | None, label: str, seed: int) -> Cell:
+    """The cell of a table that samples of others may fill.
 
     Raises:
-        UserError: If there is no such suite or table.
+        UserError: If there is no such suite or table, or the label is a method's of the suite.
     """
     described = bench / "suite.json"
     if not described.is_file():
         raise UserError(f"{bench} holds no suite.json; give a folder that `eblvm bench` made.")
-    names = [t["name"] for t in json.loads(described.read_text(encoding="utf-8"))["tables"]]
+    suite = Suite.from_json(described.read_text(encoding="utf-8"))
+    names = [t.name for t in suite.tables]
     if table not in names:
         raise UserError(f"--table is {table!r}; {bench} has {', '.join(names)}.")
-    cell = {"id": f"{table}/{label}/seed_{seed}", "table": table, "label": label, "seed": seed}
-    folder = bench / "cells" / str(cell["id"])
+    cell = Cell(str(table), label, "", seed)
+    taken = {c.label: replace(c, seed=seed).id for c in suite.cells if c.table == table}
+    for record in read_results(bench / "results.jsonl"):
+        same = "outside" in record and record["label"] == label  # they may be given again
+        if record["table"] == table and not same:
+            taken[record["label"]] = Cell(record["table"], record["label"], "", seed).id
+    if known := [own for own, place in taken.items() if place == cell.id]:
+        raise UserError(
+            f"--label is {label!r}, and {bench} has {known[0]!r} in the table {table}. Choose "
+            "another label for these samples."
+        )
+    return cell
+
+
+def require_alike(bench: Path, cell: Cell, record: dict[str, Any]) -> None:
+    """Refuse figures that were made unlike those which they would stand beside.
+
+    Raises:
+        UserError: If for a metric of the table all records that tell their protocol have another.
+    """
+    suite = Suite.from_json((bench / "suite.json").read_text(encoding="utf-8"))
+    (table,) = (t for t in suite.tables if t.name == cell.table)
+    others = [r for r in read_results(bench / "results.jsonl") if r["table"] == cell.table]
+    for metric in table.metrics:
+        own = protocols_of(record, metric)
+        known = [
+            (r["label"], found)
+            for r in others
+            if metric in r.get("metrics", {}) and (found := protocols_of(r, metric))
+        ]
+        differ = [(label, found, difference(own, found)) for label, found in known]
+        if metric in record["metrics"] and differ and all(key for _, _, key in differ):
+            label, found, key = differ[0]
+            raise UserError(
+                f"{metric} of these samples does not compare with that of {label} in {bench}: "
+                f"{key} is {own[str(key)]}, there {found[str(key)]}. Give --reference the recipe "
+                "of a row of this table, --features its features, and as many samples as it has."
+            )
+
+
+def join(bench: Path, cell: Cell, record: dict[str, Any], rows: Rows) -> str:
+    """Put figures beside those of a suite.
+
+    Raises:
+        UserError: If they do not compare.
+    """
+    require_alike(bench, cell, record)
+    folder = bench / "cells" / cell.id
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(rows, list):
         name = "samples.txt"
@@ -357,6 +410,7 @@ def join(
     else:
         name = "samples.png"
         save_samples(rows[: NUM_SAMPLES if rows.dim() == 4 else 3000], folder / name)
+    here = {"id": cell.id, "table": cell.table, "label": cell.label, "seed": cell.seed}
     more = {"status": "done", "outside": record["samples"], "environment": environment()}
-    keep(bench / "results.jsonl", {**cell, **record, **more, "samples": name})
-    return f"joined:  {bench}, table {table}; `eblvm bench report {bench}` shows it"
+    keep(bench / "results.jsonl", {**here, **record, **more, "samples": name})
+    return f"joined:  {bench}, table {cell.table}; `eblvm bench report {bench}` shows it"

@@ -32,6 +32,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align
 th:first-child, td:first-child { text-align: left; }
 td.best { background: var(--best); font-weight: 600; }
 td.tied::after { content: " ≈"; color: var(--soft); }
+td.untested::after { content: " ?"; color: var(--soft); }
+td.other::after { content: " †"; color: var(--soft); }
 .figures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
 .samples { display: grid; gap: 1rem;
@@ -95,7 +97,7 @@ def one(section: "Section") -> Iterator[str]:
     for record in section.part.failed:
         yield (
             f"<details><summary>failed: {escape(record['id'])}</summary>"
-            f"<pre>{escape(record['error'])}</pre></details>"
+            f"<pre>{escape(record.get('error') or 'no reason')}</pre></details>"
         )
     yield '<div class="figures">'
     for what, svg in section.figures.items():

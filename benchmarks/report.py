@@ -16,14 +16,15 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from eblvm.benchmarks.page import page
-from eblvm.benchmarks.run import read_results
-from eblvm.benchmarks.statistics import LEGEND, LEVEL, Comparison, Summary, compare, summarize
-from eblvm.benchmarks.suite import Suite, Table
+from eblvm.benchmarks.protocols import groups, protocols_of, worded
+from eblvm.benchmarks.run import last_line, read_results
+from eblvm.benchmarks.statistics import LEGEND, Comparison, Summary, compare, summarize
+from eblvm.benchmarks.suite import Cell, Suite, Table
 from eblvm.cli import UserError, print_table
 
 __all__ = ["Part", "gather", "write_report"]
 
-MARKS = {"best": " *", "tied": " ≈"} | dict.fromkeys(("", "label"), "")
+MARKS = {"best": " *", "tied": " ≈", "untested": " ?", "other": " †", "": "", "label": ""}
 """What stands behind a figure on a terminal."""
 
 ARROWS = {"lower": "↓", "higher": "↑"}
@@ -36,10 +37,12 @@ class Part:
     Arguments:
         table: What was to be compared.
         records: Of its cells, each with `folder`, where its files lie.
+        suite: The folder of the suite.
     """
 
     table: Table
     records: tuple[dict[str, Any], ...]
+    suite: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -53,19 +56,39 @@ class Part:
 
     def summary(self, label: str, metric: str) -> Summary:
         """A figure of a row."""
-        found = {
-            r["seed"]: r["metrics"][metric] for r in self.done(label) if metric in r["metrics"]
-        }
-        return summarize(found)
+        done = self.done(label)
+        found = {r["seed"]: r["metrics"][metric] for r in done if metric in r["metrics"]}
+        if not found:
+            return summarize({})
+        wanted = len({cell.seed for cell in self.table.cells})
+        return summarize(found, wanted, pairs=not any("outside" in r for r in done))
 
     def cost(self, label: str, name: str) -> Summary:
         """A cost of a row; outside methods may have told none."""
         found = {r["seed"]: r["cost"][name] for r in self.done(label) if name in r.get("cost", {})}
         return summarize(found)
 
+    @property
+    def clock(self) -> tuple[str, str, str]:
+        """The cost that counts, its column and its axis: wall time where a GPU worked."""
+        costs = [r.get("cost", {}) for r in self.records if r["status"] == "done"]
+        if any("peak_gpu_memory_mib" in cost for cost in costs):
+            return "train_wall_s", "wall s", "wall time of training, s"
+        return "train_cpu_s", "CPU s", "processor time of training, s"
+
+    def alike(self, metric: str) -> list[list[str]]:
+        """Rows with a figure, those whose protocols agree together, the largest group first."""
+        known: dict[str, dict[str, Any]] = {}
+        for label in self.labels:
+            for record in self.done(label):
+                if metric in record["metrics"]:
+                    known.setdefault(label, {}).update(protocols_of(record, metric))
+        return groups(known)
+
     def compared(self, metric: str) -> tuple[str | None, dict[str, Comparison]]:
-        """The best row in a metric, and the others against it."""
-        rows = {label: self.summary(label, metric) for label in self.labels}
+        """The best row in a metric, and the others of the same protocol against it."""
+        alike = self.alike(metric)
+        rows = {label: self.summary(label, metric) for label in (alike[0] if alike else [])}
         return compare(rows, self.table.metrics[metric])
 
     @property
@@ -82,11 +105,15 @@ class Part:
 def gather(folders: Sequence[Path]) -> tuple[list[Suite], list[Part]]:
     """Suites and their tables; tables of one name and equal metrics become one.
 
+    Rows of one label become one, too, if they are the same recipe, budget and options with other
+    seeds. Where they are not, each is named after its folder, too.
+
     Raises:
         UserError: If a folder holds no suite.
     """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     suites: list[Suite] = []
-    parts: dict[str, Part] = {}
+    parts: dict[str, list[Part]] = {}
     for folder in folders:
         described = folder / "suite.json"
         if not described.is_file():
@@ -100,18 +127,72 @@ def gather(folders: Sequence[Path]) -> tuple[list[Suite], list[Part]]:
                 for r in records
                 if r["table"] == table.name
             )
-            if table.name not in parts:
-                parts[table.name] = Part(table, own)
-                continue
-            first = parts[table.name]
-            if first.table.metrics != table.metrics:
-                raise UserError(
-                    f"two folders have a table {table.name} with different metrics; report each on "
-                    "its own."
-                )
-            cells = (*first.table.cells, *table.cells)
-            parts[table.name] = Part(replace(first.table, cells=cells), first.records + own)
-    return suites, list(parts.values())
+            parts.setdefault(table.name, []).append(Part(table, own, str(folder)))
+    names = [folder.resolve().name for folder in folders]
+    called = {
+        str(folder): name if names.count(name) == 1 else str(folder)
+        for folder, name in zip(folders, names, strict=True)
+    }
+    return suites, [joined(found, called) for found in parts.values()]
+
+
+def joined(parts: Sequence[Part], called: dict[str, str]) -> Part:
+    """The tables of one name as one.
+
+    Arguments:
+        parts: One or more.
+        called: What to call a folder.
+
+    Raises:
+        UserError: If they have different metrics.
+    """
+    first = parts[0].table
+    if any(part.table.metrics != first.metrics for part in parts):
+        raise UserError(
+            f"two folders have a table {first.name} with different metrics; report each on its own."
+        )
+    labels = [label for part in parts for label in part.labels]
+    for label in {label for label in labels if labels.count(label) > 1}:
+        having = [part for part in parts if label in part.labels]
+        if clash(having, label):
+            parts = [renamed(part, label, called) if part in having else part for part in parts]
+    tables = [part.table for part in parts]
+    published = [row for table in tables for row in table.published]
+    table = replace(
+        first,
+        cells=tuple(dict.fromkeys(cell for table in tables for cell in table.cells)),
+        published=tuple(row for i, row in enumerate(published) if row not in published[:i]),
+        note=" ".join(dict.fromkeys(t.note.strip() for t in tables if t.note)),
+    )
+    return Part(table, tuple(record for part in parts for record in part.records))
+
+
+def clash(parts: Sequence[Part], label: str) -> bool:
+    """Whether rows of one label are not of one method, or hold one seed twice."""
+    seeds = [record["seed"] for part in parts for record in part.done(label)]
+    kinds = [
+        {(c.recipe, c.budget, c.options) for c in part.table.cells if c.label == label}
+        for part in parts
+    ]
+    return len(seeds) > len(set(seeds)) or any(kind != kinds[0] for kind in kinds)
+
+
+def renamed(part: Part, label: str, called: dict[str, str]) -> Part:
+    """The part with a row named after its folder, too."""
+    name = f"{label} ({called[part.suite]})"
+
+    def cell_of(cell: Cell) -> Cell:
+        return replace(cell, label=name) if cell.label == label else cell
+
+    def record_of(record: dict[str, Any]) -> dict[str, Any]:
+        if record["label"] != label:
+            return record
+        cell = Cell(record["table"], name, "", record["seed"])
+        return {**record, "label": name, "id": cell.id}
+
+    cells = tuple(map(cell_of, part.table.cells))
+    records = tuple(map(record_of, part.records))
+    return Part(replace(part.table, cells=cells), records, part.suite)
 
 
 def write_report(folders: Sequence[Path], out: Path) -> tuple[Path, Path]:
@@ -167,20 +248,25 @@ class Section:
     def header(self) -> list[str]:
         """Names of the columns."""
         arrows = [f"{name} {ARROWS[better]}" for name, better in self.part.table.metrics.items()]
-        return ["method", *arrows, "seeds", "CPU s", "steps/s", "MiB"]
+        return ["method", *arrows, "seeds", self.part.clock[1], "steps/s", "MiB"]
 
     def rows(self) -> list[list[tuple[str, str]]]:
-        """Cells as text and kind: `best`, `tied` (not told from the best), or nothing."""
+        """Cells as text and kind: `best`, `tied` (not told from the best), `untested` (against the
+        best), `other` (another protocol than most), or nothing."""
         part, found = self.part, []
         compared = {metric: part.compared(metric) for metric in part.table.metrics}
+        apart = {
+            metric: {label for group in part.alike(metric)[1:] for label in group}
+            for metric in part.table.metrics
+        }
         for label in part.labels:
             row = [(label, "label")]
             for metric, (best, others) in compared.items():
-                tied = label in others and others[label].p >= LEVEL
-                kind = "best" if label == best else "tied" if tied else ""
+                kind = others[label].kind if label in others else ""
+                kind = "best" if label == best else "other" if label in apart[metric] else kind
                 row.append((str(part.summary(label, metric)), kind))
             row.append((str(len(part.done(label))), ""))
-            for name in ("train_cpu_s", "steps_per_s"):
+            for name in (part.clock[0], "steps_per_s"):
                 cost = part.cost(label, name)
                 row.append((f"{cost.mean:.3g}" if cost.values else "–", ""))
             memory = part.cost(label, "peak_gpu_memory_mib")
@@ -190,18 +276,25 @@ class Section:
         return found
 
     def tests(self) -> list[str]:
-        """A sentence for each metric: the best row, and how sure that is."""
+        """A sentence for each metric: the best row, how sure that is, and what was not tested."""
         said = []
         for metric in self.part.table.metrics:
             best, others = self.part.compared(metric)
-            known = {o: c for o, c in others.items() if not math.isnan(c.p)}
             if best is None:
                 continue
-            if not known:
-                said.append(f"{metric}: best {best}; one seed, so no test.")
+            known = {o: c for o, c in others.items() if not math.isnan(c.p)}
+            untested = [o for o in others if o not in known]
+            counts = [len(self.part.summary(label, metric).values) for label in (best, *others)]
+            words = f"{metric}: best {best}"
+            if max(counts) == 1:
+                said.append(f"{words}; one seed, so no test.")
                 continue
-            worded = [f"{o} p = {c.p:.2g} ({c.test})" for o, c in known.items()]
-            said.append(f"{metric}: best {best}, against " + ", ".join(worded) + ".")
+            if known:
+                worded = [f"{o} p = {c.p:.2g} ({c.test})" for o, c in known.items()]
+                words += ", against " + ", ".join(worded)
+            if untested:
+                words += f"; not tested, for want of seeds or of spread: {', '.join(untested)}"
+            said.append(f"{words}.")
         return said
 
     def published(self) -> list[list[str]]:
@@ -234,14 +327,23 @@ class Section:
                 f"{', '.join(last)}: the state at the end of training was tested, for the budget "
                 "ended before the first validation; of all others the best by validation."
             )
-        protocols = {
-            f"{name}: " + ", ".join(f"{k} {v}" for k, v in protocol.items())
-            for r in part.records
-            for name, protocol in r.get("protocol", {}).items()
-        }
-        said += sorted(protocols)
+        said += self.protocols()
         if part.missing:
             said.append(f"{part.missing} cells have not been run.")
+        return said
+
+    def protocols(self) -> list[str]:
+        """A line for each way in which figures were made; whose, where rows differ."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for record in self.part.records:
+            for name, protocol in record.get("protocol", {}).items():
+                labels = found.setdefault(name, {}).setdefault(worded(protocol), [])
+                labels += [record["label"]] * (record["label"] not in labels)
+        said = []
+        for name, ways in sorted(found.items()):
+            for way, labels in ways.items():
+                whose = f" of {', '.join(labels)}" if len(ways) > 1 else ""
+                said.append(f"{name}{whose}: {way}")
         return said
 
     def environments(self) -> list[str]:
@@ -249,6 +351,8 @@ class Section:
         found = []
         for record in self.part.records:
             if not (e := record.get("environment")):
+                continue
+            if "packages" not in e:  # a cell that failed before it could say
                 continue
             packages = ", ".join(f"{name} {v}" for name, v in e["packages"].items())
             devices = ", ".join(e["devices"]) or "no GPU"
@@ -277,7 +381,7 @@ def as_markdown(suites: Sequence[Suite], sections: Sequence[Section], out: Path)
             lines += [row_of(header), "|---" * len(header) + "|", *map(row_of, published), ""]
         lines += [f"- {said}" for said in (*section.tests(), *section.notes())]
         for record in section.part.failed:
-            lines.append(f"- failed: {record['id']}: {record['error'].splitlines()[-1]}")
+            lines.append(f"- failed: {record['id']}: {last_line(record)}")
         lines.append("")
         for name, svg in section.figures.items():
             path = assets / f"{section.name}_{name}.svg"
@@ -308,17 +412,20 @@ def row_of(cells: Sequence[str]) -> str:
 
 def marked(text: str, kind: str) -> str:
     """A cell of the table with its mark."""
-    return {"best": f"**{text}**", "tied": f"{text} ≈"}.get(kind, text)
+    return f"**{text}**" if kind == "best" else f"{text}{MARKS[kind]}"
 
 
 def pareto(part: Part) -> bytes | None:
-    """The first metric against processor time, a point per row; those that none beats in both are
-    joined."""
+    """The first metric against the time of training, a point per row of the commonest protocol.
+
+    Points that none beats in both are joined.
+    """
     metric, better = next(iter(part.table.metrics.items()))
+    clock, _, axis = part.clock
     points = {
-        label: (part.cost(label, "train_cpu_s").mean, part.summary(label, metric))
-        for label in part.labels
-        if part.cost(label, "train_cpu_s").values and part.summary(label, metric).values
+        label: (part.cost(label, clock).mean, part.summary(label, metric))
+        for label in (part.alike(metric) or [[]])[0]
+        if part.cost(label, clock).values and part.summary(label, metric).values
     }
     if len(points) < 2:
         return None
@@ -332,7 +439,7 @@ def pareto(part: Part) -> bytes | None:
     for i, (label, (cost, summary)) in enumerate(points.items()):
         error = 0.0 if math.isnan(summary.deviation) else summary.deviation
         axes.errorbar(cost, summary.mean, error, fmt="o", color=color(i), capsize=3, label=label)
-    axes.set_xlabel("processor time of training, s")
+    axes.set_xlabel(axis)
     axes.set_ylabel(f"{metric} ({better} is better)")
     axes.set_xscale("log")
     axes.legend(fontsize=8, framealpha=0)

@@ -18,14 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from eblvm.benchmarks.suite import Cell, Suite
+from eblvm.benchmarks.cell import commit, config_hash, machine
+from eblvm.benchmarks.suite import Budget, Cell, Suite
 from eblvm.cli import UserError
 
-__all__ = ["read_results", "run_suite"]
+__all__ = ["last_line", "read_results", "run_suite"]
 
 POLL = 1.0
 """Seconds between two looks at a cell."""
@@ -44,25 +46,47 @@ class Worker:
     def __init__(self, cell: Cell, folder: Path, threads: int, group: str | None) -> None:
         self.cell, self.folder = cell, folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").unlink(missing_ok=True)
+        for name in ("result.json", "environment.json"):
+            (folder / name).unlink(missing_ok=True)
         spec = folder / "spec.json"
         content = {"cell": asdict(cell), "folder": str(folder), "wandb": group is not None}
         spec.write_text(json.dumps(content), encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if group is not None:
-            environment["WANDB_RUN_GROUP"] = group
+            environment |= {"WANDB_RUN_GROUP": group, "WANDB_NAME": cell.id}
         command = [sys.executable, "-m", "eblvm.benchmarks.cell", str(spec)]
         self.start = time.perf_counter()
+        self.continued = any(folder.glob("run/**/last.ckpt"))
+        self.earlier = self._spent() if self.continued else 0.0
         with open(folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._curve: Path | None = None
+        self._budget: Budget | None = None
+        self._first: tuple[float, float] | None = None
 
     @property
     def elapsed(self) -> float:
         """Seconds since the process began."""
         return time.perf_counter() - self.start
+
+    @property
+    def wall(self) -> float:
+        """Seconds that the run has taken, those before an interruption, too."""
+        return self.earlier + self.elapsed
+
+    def _spent(self) -> float:
+        try:
+            return float((self.folder / "wall_s").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0.0
+
+    def book(self) -> None:
+        """Write down the time, for a process that goes on after an interruption."""
+        part = self.folder / "wall_s.part"
+        part.write_text(f"{self.wall:.1f}\n", encoding="utf-8")
+        part.replace(self.folder / "wall_s")
 
     def row(self) -> dict[str, str]:
         """The last figures of each column of `metrics.csv`."""
@@ -81,17 +105,39 @@ class Worker:
             found |= {n: value for n, value in zip(names, row, strict=False) if value}
         return found
 
+    @property
+    def budget(self) -> Budget:
+        """The cell's; what that leaves open is the run's own."""
+        if self._budget is None:
+            path = next(iter(self.folder.glob("run/**/config.yaml")), None)
+            if path is None:
+                return self.cell.budget
+            own = run_budget(path)
+            found = {**asdict(own), **{k: v for k, v in asdict(self.cell.budget).items() if v}}
+            self._budget = Budget(**found)
+        return self._budget
+
     def remaining(self, row: dict[str, str]) -> float | None:
-        """Seconds of training left by the budget; None where it is not known."""
-        budget, shares = self.cell.budget, []
+        """Seconds of training left by the budget; None where it is not known.
+
+        Steps and epochs are reckoned by their pace since the first look, for a process that goes
+        on has not taken those before.
+        """
+        budget, shares, left = self.budget, [], []
         if budget.minutes:
-            shares.append(self.elapsed / (60 * budget.minutes))
+            left.append(60 * budget.minutes - self.wall)
         if budget.steps and "step" in row:
             shares.append((int(row["step"]) + 1) / budget.steps)
         if budget.epochs and "epoch" in row:
             shares.append((int(row["epoch"]) + 1) / budget.epochs)
-        share = max(shares, default=0.0)
-        return max(0.0, self.elapsed * (1 / share - 1)) if share else None
+        if shares:
+            share = max(shares)
+            if self._first is None:
+                self._first = (self.elapsed, share) if self.continued else (0.0, 0.0)
+            since, done = self.elapsed - self._first[0], share - self._first[1]
+            if done > 0:
+                left.append(since * (1 - share) / done)
+        return max(0.0, min(left)) if left else None
 
     def result(self) -> dict[str, Any]:
         """The record of the finished process."""
@@ -99,19 +145,48 @@ class Worker:
         path = self.folder / "result.json"
         if status == 0 and path.is_file():
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
-        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            return {**found, "wall_s": round(self.wall, 1)}
+        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
         said = [line for line in lines if line.strip()][-5:]
         if status < 0:
             said.append(f"ended by {signal.Signals(-status).name}; was there memory enough?")
+        config = next(iter(self.folder.glob("run/**/config.yaml")), None)
         return {
             **asdict(self.cell),
             "id": self.cell.id,
             "status": "failed",
             "error": "\n".join(said),
             "exit_status": status,
-            "wall_s": round(self.elapsed, 1),
+            "wall_s": round(self.wall, 1),
+            "config_sha256": config_hash(config) if config else None,
+            "environment": self._environment(),
         }
+
+    def _environment(self) -> dict[str, Any]:
+        """As the process wrote it down; what can be told without torch, if it did not."""
+        path = self.folder / "environment.json"
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        return {"machine": machine(), "commit": commit()}
+
+
+def run_budget(path: Path) -> Budget:
+    """The steps and epochs of a run's `config.yaml`, where they are bounded."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return Budget()
+    trainer = (content or {}).get("trainer") or {}
+    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    bounds = {"steps": steps, "epochs": epochs}
+    return Budget(**{k: v for k, v in bounds.items() if isinstance(v, int) and v > 0})
+
+
+def last_line(record: dict[str, Any]) -> str:
+    """Why a cell failed, in a line."""
+    lines = (record.get("error") or "").strip().splitlines()
+    return lines[-1] if lines else "no reason"
 
 
 def run_suite(
@@ -137,13 +212,13 @@ def run_suite(
     described = out / "suite.json"
     if results.exists() and not resume:
         raise UserError(f"{out} holds results. Add --resume to go on, or choose another --out.")
-    if described.exists() and described.read_text(encoding="utf-8") != suite.to_json():
+    if described.exists() and cells_of(described) != suite.cells:
         raise UserError(
             f"{out} was begun with another suite, budget or number of seeds. Give the same ones, "
             "or choose another --out."
         )
     out.mkdir(parents=True, exist_ok=True)
-    described.write_text(suite.to_json(), encoding="utf-8")
+    describe(suite, described)
     done = {r["id"] for r in read_results(results) if r["status"] == "done"}
     waiting = deque(cell for cell in suite.cells if cell.id not in done)
     total, threads = len(suite.cells), max(1, (os.cpu_count() or 1) // jobs)
@@ -157,6 +232,8 @@ def run_suite(
                 running.append(Worker(cell, out / "cells" / cell.id, threads, group))
                 board.began(cell)
             time.sleep(POLL)
+            for worker in running:
+                worker.book()
             for worker in [w for w in running if w.process.poll() is not None]:
                 record = worker.result()
                 keep(results, record)
@@ -166,9 +243,22 @@ def run_suite(
     return read_results(results)
 
 
+def cells_of(described: Path) -> list[Cell]:
+    """The cells of a suite that was begun; its words and columns may have changed since."""
+    return Suite.from_json(described.read_text(encoding="utf-8")).cells
+
+
+def describe(suite: Suite, path: Path) -> None:
+    """Write the suite down. The file keeps its age, by which the run group of W&B is named."""
+    known = path.stat() if path.exists() else None
+    path.write_text(suite.to_json(), encoding="utf-8")
+    if known is not None:
+        os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+
+
 def keep(path: Path, record: dict[str, Any]) -> None:
     """Append a line, so that it is on the disk before anything else happens."""
-    line = json.dumps(record, ensure_ascii=False) + "\n"
+    line = json.dumps(record) + "\n"  # in ASCII: no character is ever cut in two
     with open(path, "a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -184,7 +274,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -248,7 +338,7 @@ class Board:
             said = f"done in {record['wall_s']:.0f} s"
         else:
             self.failed += 1
-            said = f"failed: {record['error'].splitlines()[-1] if record['error'] else 'no reason'}"
+            said = f"failed: {last_line(record)}"
         line = f"{record['id']}: {said} ({self.done} of {self.total} done)"
         if self.live is None:
             print(line, flush=True)

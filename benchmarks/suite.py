@@ -119,9 +119,9 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """A name for files: table, label and seed."""
+        """A name for files: table, label and seed, without a way out of their folder."""
         label = re.sub(r"[^\w.+-]+", "_", self.label)
-        return f"{self.table}/{label}/seed_{self.seed}"
+        return f"{self.table}/{label if label.strip('.') else '_'}/seed_{self.seed}"
 
 
 @dataclass(frozen=True)

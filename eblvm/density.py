@@ -115,6 +115,14 @@ class BitsPerDimension(Evaluation):
             "high": -ais.reverse(energy, x, generator).log_weights,
         }
         seen = self.energies.compute()
+        self.protocol = self.energies.protocol | {
+            "num_chains": self.num_chains,
+            "num_temperatures": self.num_temperatures,
+            "num_leapfrog": self.kernel.num_leapfrog,
+            "burn_in": self.burn_in,
+            "base_scale": self.base_scale,
+            "bin_width": self.bin_width,
+        }
         self.energies.reset()
         scale = self._num_dims * math.log(2)
         figures = {"bits_per_dim_error": seen["standard_error"] / scale}

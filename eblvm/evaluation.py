@@ -63,7 +63,7 @@ class Reconstructing(Protocol):
 
 @runtime_checkable
 class LogLikelihood(Protocol):
-    """A learner that estimates log p(x)."""
+    """A learner that estimates log p(x); with `exact_likelihood = True`, one that knows it."""
 
     def log_likelihood(
         self, x: Tensor, num_samples: int = 100, generator: torch.Generator | None = None
@@ -135,12 +135,16 @@ def publish(trainer: Trainer, name: str, image: Any) -> Path | None:
 class Evaluation(Callback):
     """Looks at validation every `every_n_epochs` epochs, at the last one, and at tests.
 
+    `protocol` says how the last figures were made, for those who compare them with others; it is
+    empty before the first look, and for callbacks that log no figure.
+
     Arguments:
         every_n_epochs: Epochs between looks.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
         self.every_n_epochs = every_n_epochs
+        self.protocol: dict[str, Any] = {}
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation or test counts."""
@@ -238,6 +242,11 @@ class Reconstructions(Evaluation):
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         total, count = gather(learner, self._sum.to(learner.device)[None]).sum(0)
         log(learner, stage, {"reconstruction_error": total / count})
+        self.protocol = {
+            "metric": "mean squared error per number",
+            "num_numbers": int(count),
+            "dtype": "differences as the data, sums float64",
+        }
         if self._pairs is not None:
             x, y = (part.cpu() for part in self._pairs)
             rows = zip(x.split(8), y.split(8), strict=True)
@@ -272,7 +281,6 @@ class SampleQuality(Evaluation):
         self.frechet = FrechetDistance(features)
         self.inception_score = InceptionScore(features) if inception_score else None
         self.neighbors = [PrecisionRecall(features), DensityCoverage(features)]
-        self.protocol: dict[str, Any] = {}
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         for metric in (self.frechet, *self.neighbors):
@@ -292,6 +300,11 @@ class SampleQuality(Evaluation):
         for metric in self.neighbors:
             figures |= metric.compute()
         self.protocol = self.frechet.protocol
+        for metric in self.neighbors:
+            own = {"k": metric.k, "dtype": metric.protocol["dtype"]}
+            self.protocol[metric.figure] = own  # the rest is as of the distance
+        if self.inception_score is not None:
+            self.protocol["inception_score"] = {"num_splits": self.inception_score.num_splits}
         log(learner, stage, figures)
         for metric in (self.frechet, *self.neighbors):
             metric.reset()
@@ -321,6 +334,9 @@ class Likelihood(Evaluation):
         figures = self.metric.compute()
         names = {"mean": "log_likelihood", "standard_error": "log_likelihood_error"}
         log(learner, stage, {names[name]: value for name, value in figures.items()})
+        self.protocol = self.metric.protocol
+        if getattr(learner, "exact_likelihood", False):
+            self.protocol["estimator"] = "exact"
         self.metric.reset()
 
 
@@ -398,6 +414,10 @@ class GridDensity(Evaluation):
             "sample_kl": histogram_kl(samples, density.log_prob, density.bounds, self.bins),
         }
         log(learner, stage, figures)
+        self.protocol = {
+            "kl": {"resolution": self.resolution, "bounds": str(bounds), "dtype": "float64"},
+            **histogram_protocol(len(samples), self.bins),
+        }
         maps = {"data": truth, "model": log_prob}
         publish(trainer, "density", density_figure(maps, samples[:3000], bounds))
 
@@ -436,6 +456,12 @@ class Modes(Evaluation):
             "modes_most": count.most,
         }
         log(learner, stage, {n: torch.tensor(float(value)) for n, value in figures.items()})
+        self.protocol = {
+            "num_samples": len(samples),
+            "near": "3 standard deviations",
+            "hit": "0.16 of the fair share",
+            "dtype": "distances float64",
+        }
 
 
 class SampleDensity(Evaluation):
@@ -460,6 +486,12 @@ class SampleDensity(Evaluation):
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)
         log(learner, stage, {"sample_kl": kl})
+        self.protocol = histogram_protocol(len(samples), self.bins)
+
+
+def histogram_protocol(num: int, bins: int) -> dict[str, Any]:
+    """How a divergence from a histogram of samples was made."""
+    return {"num_samples": num, "bins": bins, "dtype": "shares float64"}
 
 
 class StackedModes(Evaluation):
@@ -481,8 +513,10 @@ class StackedModes(Evaluation):
 
     def __init__(self, weights: str = "mnist", num: int = 26_000, every_n_epochs: int = 1) -> None:
         super().__init__(every_n_epochs)
-        self.classifier = ClassifierFeatures(weights).network
+        features = ClassifierFeatures(weights)
+        self.classifier = features.network
         self.num = num
+        self._judge = {"features": features.name, "weights_sha256": features.weights_hash()}
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         samples = draw(require(learner, Sampling, "StackedModes"), trainer, self.num)
@@ -498,3 +532,4 @@ class StackedModes(Evaluation):
         found = count_classes(combined, num_classes ** samples.shape[1])
         figures = {"stacked_modes": torch.tensor(found.hit), "stacked_kl": torch.tensor(found.kl)}
         log(learner, stage, figures)
+        self.protocol = {"num_samples": len(combined), "resizing": "none", **self._judge}

@@ -166,6 +166,13 @@ class OutOfDistribution(Evaluation):
         log(
             learner, stage, areas | {f"ood/{name}": areas[f"ood/{name}/{first}"] for name in report}
         )
+        self.protocol = {
+            "score": first,
+            "num_data": len(x),
+            "num_bootstrap": bootstrap,
+            "num_others": {name: len(found[first]) for name, found in outside.items()},
+            "dtype": "areas float64",
+        }
         publish(trainer, "ood", histograms({"data": inside, **outside}, first))
         if stage == "test" and trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)

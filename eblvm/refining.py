@@ -123,7 +123,9 @@ class ClassAccuracy(Evaluation):
     def __init__(self, classifier: str, num: int = 1000, every_n_epochs: int = 1) -> None:
         super().__init__(every_n_epochs)
         self.num = num
-        self.network = ClassifierFeatures(classifier).network
+        features = ClassifierFeatures(classifier)
+        self.network = features.network
+        self._judge = {"features": features.name, "weights_sha256": features.weights_hash()}
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         model: Any = require(learner, Refining, "ClassAccuracy")
@@ -145,8 +147,10 @@ class ClassAccuracy(Evaluation):
                 )
                 with torch.no_grad():
                     right.append(self.network(x.clamp(-1, 1)).argmax(1) == label)
-            figures[name] = gather(learner, torch.cat(right).double()).mean()
+            found = gather(learner, torch.cat(right).double())
+            figures[name] = found.mean()
         log(learner, stage, figures)
+        self.protocol = {"num_samples": len(found), "resizing": "none", **self._judge}
 
 
 class Translations(Evaluation):
@@ -189,6 +193,11 @@ class Translations(Evaluation):
         total, count = gather(learner, self._sum.to(learner.device)[None]).sum(0)
         error = total / count
         log(learner, stage, {"translation_error": error, "psnr": 10 * (4 / error).log10()})
+        self.protocol = {
+            "metric": "mean squared error per number",
+            "num_numbers": int(count),
+            "dtype": "differences as the data, sums float64",
+        }
         if self._rows:
             publish(trainer, "translations", image_grid(torch.cat(self._rows), len(self._rows[0])))
         self._sum.zero_()

@@ -127,8 +127,9 @@ def loggers(run_dir: Path, recipe: str, wandb: bool) -> list[Logger]:
     if wandb:
         offline = os.environ.get("WANDB_MODE") == "offline"
         run_dir.mkdir(parents=True, exist_ok=True)
+        called = os.environ.get("WANDB_NAME", recipe)  # a benchmark names its cells so
         found.append(
-            WandbLogger(project="eblvm", name=recipe, save_dir=str(run_dir), offline=offline)
+            WandbLogger(project="eblvm", name=called, save_dir=str(run_dir), offline=offline)
         )
     return found
 

@@ -128,7 +128,6 @@ class Sentences(Evaluation):
         super().__init__(every_n_epochs)
         self.num = num
         self.num_shown = num_shown
-        self.protocol: dict[str, Any] = {}
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         data, vocabulary = text_of(trainer, "Sentences")
@@ -171,7 +170,6 @@ class SentenceReconstructions(Evaluation):
         self.bleu = CorpusBLEU()
         self._exact = torch.zeros(2, dtype=torch.float64)
         self._lines: list[str] = []
-        self.protocol: dict[str, Any] = {}
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         model: Any = require(learner, Reconstructing, "SentenceReconstructions")
@@ -223,7 +221,6 @@ class WrittenLanguage(Evaluation):
         self.hidden_dim = hidden_dim
         self.num_epochs = num_epochs
         self.compare = compare
-        self.protocol: dict[str, Any] = {}
 
     def due(self, trainer: Trainer) -> bool:
         return self.every_n_epochs > 0 and super().due(trainer)
@@ -278,7 +275,6 @@ class Symbols(Evaluation):
         self.num_examples = num_examples
         self.per_batch = per_batch
         self.match = match
-        self.protocol: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._examples: dict[int, list[str]] = {}
 
@@ -370,7 +366,6 @@ class Clusters(Evaluation):
         self.num_iterations = num_iterations
         self.num_examples = num_examples
         self.seed = seed
-        self.protocol: dict[str, Any] = {}
         self._seen: list[tuple[Tensor, Tensor, list[list[str]]]] = []
 
     def centers(self, points: Tensor) -> Tensor:
@@ -483,6 +478,13 @@ class Control(Evaluation):
         named |= {"control_accuracy": figures["accuracy"]}
         named |= {"classifier_accuracy": (seen == truth).double().mean()}
         log(learner, stage, named)
+        self.protocol = {
+            "label": self.label,
+            "num_samples": self.num * len(values),
+            "num_real": len(truth),
+            "classifier": type(judge).__name__,
+            "classifier_epochs": self.num_epochs,
+        }
         publish_text(trainer, "control", lines)
 
 
@@ -620,6 +622,9 @@ class Responses(Evaluation):
         if self.similarity is not None:
             figures |= self.similarity.compute()
             self.similarity.reset()
+        self.protocol = {**self.bleu.protocol, "latents": "one of the prior, decoded greedily"}
+        if self.vectors_file is not None:
+            self.protocol["vectors"] = Path(self.vectors_file).name
         log(learner, stage, figures)
         publish_text(trainer, "responses", self._lines)
         self.bleu.reset()

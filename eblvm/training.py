@@ -61,7 +61,7 @@ MENDABLE = (
 )
 """What settings, files or the machine can cause, while parts are built and used."""
 
-__all__ = ["CommandLine", "build", "parse", "quiet", "run"]
+__all__ = ["CommandLine", "build", "parse", "protocols", "quiet", "run"]
 
 # Lightning 2.6 calls jsonargparse by names that are going away; no user can act on that.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -82,6 +82,9 @@ def load_value(text: str) -> Any:
 PARSER = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 set_loader("omegaconf+", load_value, get_loader_exceptions("yaml"))
+
+SPLITS = {"validate": "val", "test": "test"}
+"""What is evaluated by a command."""
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # chains need gradients in test as in training
@@ -269,8 +272,8 @@ class CommandLine(LightningCLI):
                 k: float(v) for k, v in self.trainer.callback_metrics.items()
             }
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            protocols = {type(c).__name__: getattr(c, "protocol", None) for c in callbacks}
-            metrics["protocol"] = {name: p for name, p in protocols.items() if p}
+            split, seed = SPLITS[Path(name).stem], int(os.environ.get("PL_GLOBAL_SEED", 0))
+            metrics["protocol"] = protocols(callbacks, split, seed)
             path = Path(self.trainer.default_root_dir) / name
             path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print(f"metrics: {display(path)}")
@@ -363,6 +366,18 @@ def mendable() -> Iterator[None]:
             raise
         hint = "Log in with `wandb login`, or set WANDB_MODE=offline, or leave out --wandb."
         raise UserError(f"Weights & Biases says: {error} {hint}") from error
+
+
+def protocols(callbacks: Sequence[Callback], split: str, seed: int) -> dict[str, Any]:
+    """How callbacks made their figures, by the names of their classes, with split and seed.
+
+    Arguments:
+        callbacks: Those with an attribute `protocol` that is not empty count.
+        split: `val` or `test`.
+        seed: Of the noise.
+    """
+    found = {type(c).__name__: getattr(c, "protocol", None) for c in callbacks}
+    return {name: {**p, "split": split, "seed": seed} for name, p in found.items() if p}
 
 
 def unvalidated(trainer: Trainer) -> str:

@@ -31,6 +31,7 @@ class BoltzmannMachine(Learner):
     """
 
     persistent: Tensor
+    exact_likelihood = True
 
     def __init__(
         self,
@@ -80,8 +81,10 @@ class BoltzmannMachine(Learner):
             figures = {name: term.mean() for name, term in terms.items()}
             if self.noting and self.sampler is None:
                 self.signs = {"nll": figures["nll"].detach()}
-            self.log_dict({f"train/{n}": f.detach() for n, f in {**self.signs, **figures}.items()})
-            return torch.stack(list(figures.values())).sum()
+            loss = torch.stack(list(figures.values())).sum()
+            logged = {**self.signs, **figures, "loss": loss}
+            self.log_dict({f"train/{n}": f.detach() for n, f in logged.items()})
+            return loss
         return None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -50,6 +50,8 @@ class JointBiDVL(TwoPlayer):
 
     player_first = True
 
+    exact_likelihood = True
+
     def __init__(
         self,
         energy: JointEnergy,

@@ -27,6 +27,8 @@ class ScoreMatchingEBM(Learner):
         optimizer: From parameter groups to an optimizer.
     """
 
+    exact_likelihood = True
+
     def __init__(
         self,
         energy: Energy,

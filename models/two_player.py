@@ -194,7 +194,9 @@ class TwoPlayer(Learner):
                     self._move(optimizer, terms, counts=ends)
                 logged.update(terms)
         if noting:
-            figures = {**self.signs, **logged}
+            terms = {name: term.detach().mean() for name, term in logged.items()}
+            loss: Any = sum(terms.values())  # of both players, at their last steps
+            figures = {**self.signs, **terms, "loss": loss}
             self.log_dict({f"train/{name}": term.detach().mean() for name, term in figures.items()})
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:

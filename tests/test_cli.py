@@ -394,6 +394,12 @@ def test_how_figures_were_made_stands_beside_them(eblvm):
     (path,) = Path("runs").rglob("test.json")
     protocol = json.loads(path.read_text())["protocol"]["SampleQuality"]
     assert protocol["num_fake"] == 2000 and len(protocol["weights_sha256"]) == 64
+    assert protocol["precision_recall"]["k"] == 3
+    assert (protocol["split"], protocol["seed"]) == ("test", 0)
+    assert eblvm("validate", "--ckpt", ckpt, "--seed_everything=5").status == 0
+    (path,) = Path("runs").rglob("validate.json")
+    protocol = json.loads(path.read_text())["protocol"]["SampleQuality"]
+    assert (protocol["split"], protocol["seed"]) == ("val", 5)
 
 
 def test_a_run_starts_from_the_weights_of_another(eblvm, tiny, trained):

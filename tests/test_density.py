@@ -127,6 +127,7 @@ def test_brackets_hold_the_known_normalizer_and_the_known_cost():
     callback.see(OneDevice(), model, (x, None), 0)
     callback.look(OneDevice(), model, "test")
     found = {name.removeprefix("test/"): value for name, value in model.logged.items()}
+    assert (callback.protocol["num_data"], callback.protocol["num_temperatures"]) == (5000, 60)
     log_z = float(scale.log().sum()) + 2 * math.log(2 * math.pi)
     entropy = (log_z + 2) / 4 / math.log(2)  # bits per dimension of the Gaussian itself
     for side in ("low", "high"):

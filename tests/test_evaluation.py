@@ -15,7 +15,9 @@ from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
 from eblvm.evaluation import (
     GridDensity,
     Likelihood,
+    Modes,
     Reconstructions,
+    SampleDensity,
     SampleQuality,
     Samples,
     StackedModes,
@@ -123,6 +125,10 @@ def test_all_figures_of_images_are_logged_and_pictures_written(tmp_path):
         f"{name}_epoch_000{i}.png" for name in ("reconstructions", "samples") for i in (0, 1)
     ]
     assert quality.protocol["num_fake"] == 30
+    assert quality.protocol["precision_recall"]["k"] == 3
+    assert quality.protocol["density_coverage"]["k"] == 5
+    assert callbacks[1].protocol["num_numbers"] == 64 * 6
+    assert callbacks[3].protocol["estimator"] == "importance sampling, K=3"
 
     figures = run.test(learner, datamodule=data, verbose=False)[0]
     real = torch.cat([x for x, _ in data.batches("test")])
@@ -167,9 +173,14 @@ def test_every_n_epochs_and_the_last(tmp_path):
 
 def test_density_of_the_plane(tmp_path):
     data = DensityDataModule(EightGaussians(), 64, num_train=128, num_val=64, num_test=64)
-    run = trainer(tmp_path, GridDensity(resolution=150, num=500), max_epochs=1)
+    grid, modes, samples = GridDensity(resolution=150, num=500), Modes(200), SampleDensity(500)
+    run = trainer(tmp_path, grid, modes, samples, max_epochs=1)
     run.fit(vae((2,)), datamodule=data)
     assert run.callback_metrics["val/kl"] > 0
+    assert grid.protocol["kl"]["resolution"] == 150
+    assert "4.95" in grid.protocol["kl"]["bounds"]
+    assert samples.protocol == {n: v for n, v in grid.protocol.items() if n != "kl"}
+    assert modes.protocol["num_samples"] == 200
     assert (tmp_path / "pictures" / "density_epoch_0000.png").exists()
 
 
@@ -272,7 +283,9 @@ def test_stacked_modes_of_stacked_digits():
     x, label = next(module.batches("test"))
     one = x[label // 100 == 7]  # the first digit is a seven: at most 100 classes
     learner, whole = Copier(one), trainer(".")
-    StackedModes(num=2000).look(whole, learner, "test")
+    judge = StackedModes(num=2000)
+    judge.look(whole, learner, "test")
+    assert (judge.protocol["num_samples"], judge.protocol["features"]) == (2000, "classifier:mnist")
     classes = len(label[label // 100 == 7].unique())
     assert learner.logged["test/stacked_modes"] == pytest.approx(classes, abs=6)
     # 2,000 draws among so many classes, of 1,000

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from eblvm.benchmarks import upper
 from eblvm.energies import JointEnergy
+from eblvm.evaluation import Likelihood
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics import log_normalizer
@@ -454,6 +456,21 @@ class TestBoltzmannMachine:
         (found,) = torch.autograd.grad(terms["contrast"].mean(), rbm.hidden_bias)
         exact = tensor(0.1166075124, -0.0979722530, 0.0784954290)
         torch.testing.assert_close(found, exact, rtol=0, atol=0.01)
+
+    def test_the_loss_and_the_exact_likelihood_are_told(self, tmp_path):
+        likelihood = Likelihood()
+        settings = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
+        settings |= {"enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(
+            accelerator="cpu", default_root_dir=tmp_path, callbacks=[likelihood], **settings
+        )
+        data = DataLoader(TensorDataset(DATA, torch.zeros(len(DATA))), batch_size=len(DATA))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.fit(BoltzmannMachine(machine(), sampler=Gibbs(1)).double(), data, data)
+        logged = trainer.logged_metrics
+        assert logged["train/loss"] == logged["train/contrast"]
+        assert likelihood.protocol["estimator"] == "exact"
 
     def test_chains_without_a_sampler_are_refused(self):
         with pytest.raises(ValueError, match="the exact gradient has no chains"):

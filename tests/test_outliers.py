@@ -106,6 +106,9 @@ def test_a_test_prints_writes_and_draws(run, eblvm):
     metrics = json.loads((folder / "test.json").read_text())
     assert 0 <= metrics["test/ood/uniform/bound"] <= 1
     assert metrics["test/ood/uniform"] == metrics["test/ood/uniform/bound"]
+    protocol = metrics["protocol"]["OutOfDistribution"]
+    assert (protocol["score"], protocol["split"]) == ("bound", "test")
+    assert protocol["num_others"].keys() == report["figures"].keys()
     assert list((folder / "pictures").glob("ood_test.png"))
 
 

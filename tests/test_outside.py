@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eblvm.benchmarks.outside import read_samples
+from eblvm.benchmarks.outside import JUDGES, read_samples
+from eblvm.benchmarks.run import keep, read_results
 from eblvm.benchmarks.suite import load_suite
 from eblvm.cli import UserError
 from eblvm.data import ImageDataModule
+from eblvm.evaluation import StackedModes
 from eblvm.metrics import FrechetDistance, features_for
 from eblvm.pictures import save_image
 
@@ -35,6 +37,8 @@ def test_real_images_are_at_no_distance(digits, eblvm, tmp_path):
     assert len(protocol["weights_sha256"]) == 64
     assert protocol["num_real"] == protocol["num_fake"] == protocol["num_samples"] == 300
     assert protocol["dtype"] == "features float32, statistics float64"
+    assert (protocol["split"], protocol["seed"]) == ("test", 0)
+    assert protocol["density_coverage"]["k"] == 5
 
 
 OUT = ("--out", "figures.json")
@@ -121,6 +125,80 @@ def test_they_join_the_table_of_a_suite(digits, eblvm, tmp_path):
     where = ("--bench", folder, "--table", "faces")
     done = eblvm("evaluate", "real.pt", "--reference", "Digits", *where)
     assert (done.status, "has digits" in done.err) == (2, True)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A suite of two methods, one of which is done, by the features of the digits."""
+    table = (
+        "{name: digits, metrics: {frechet: lower}, cells: [image/vae_digits, image/lebm_digits]}"
+    )
+    (tmp_path / "s.yaml").write_text(f"about: a\ntables:\n  - {table}")
+    folder = tmp_path / "done"
+    folder.mkdir()
+    suite = load_suite(str(tmp_path / "s.yaml"))
+    (folder / "suite.json").write_text(suite.to_json())
+    features = features_for((1, 8, 8)).protocol
+    protocol = {"SampleQuality": {"num_real": 300, "num_fake": 300, **features}}
+    cell = suite.cells[0]
+    own = {"id": cell.id, "table": "digits", "label": cell.label, "seed": 0, "status": "done"}
+    keep(folder / "results.jsonl", {**own, "metrics": {"frechet": 1.0}, "protocol": protocol})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "label", ["image/vae_digits", "image/lebm_digits", "image vae_digits", "image\u2028vae_digits"]
+)
+def test_labels_of_the_table_are_taken(label, digits, finished, eblvm):
+    torch.save(digits, "real.pt")
+    before = (finished / "results.jsonl").read_bytes()
+    where = ("--bench", finished, "--table", "digits", "--label", label)
+    done = eblvm("evaluate", "real.pt", "--reference", "Digits", *where)
+    assert done.status == 2
+    assert "Choose another label" in done.err
+    assert (finished / "results.jsonl").read_bytes() == before
+
+
+def test_labels_lead_to_no_other_folder(digits, finished, eblvm, tmp_path):
+    torch.save(digits, "real.pt")
+    where = ("--bench", finished, "--table", "digits", "--label", "../../../evil")
+    for _ in range(2):  # the same samples may be given again
+        done = eblvm("evaluate", "real.pt", "--reference", "Digits", *where)
+        assert done.status == 0, done.err
+    assert not list(tmp_path.rglob("evil"))
+    found = read_results(finished / "results.jsonl")
+    assert [r["label"] for r in found] == ["image/vae_digits", "../../../evil"]
+    assert (finished / "cells" / found[1]["id"] / "samples.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--num", 200), "num_fake is 200, there 300"),
+        (("--features", "pixels"), "features is pixels"),
+    ],
+)
+def test_figures_of_another_protocol_are_refused(options, said, digits, finished, eblvm):
+    torch.save(digits, "real.pt")
+    where = ("--bench", finished, "--table", "digits", "--label", "theirs")
+    done = eblvm("evaluate", "real.pt", "--reference", "Digits", *options, *where)
+    assert done.status == 2
+    assert said in done.err
+    assert len(read_results(finished / "results.jsonl")) == 1
+
+
+def test_recipes_with_a_starter_judge_samples_too(digits, eblvm, tmp_path):
+    """What asks for the starts of chains is left out."""
+    torch.save(digits, "real.pt")
+    done = eblvm("evaluate", "real.pt", "--reference", "image/vae_ebm_digits", "--num", 300, *OUT)
+    assert done.status == 0, done.err
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert set(found["protocol"]) == {"SampleQuality"}
+    assert not any(name.startswith("proposal") for name in found["metrics"])
+
+
+def test_stacked_digits_are_judged_by_their_modes():
+    assert StackedModes in JUDGES
 
 
 @pytest.mark.parametrize(

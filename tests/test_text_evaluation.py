@@ -267,8 +267,10 @@ def test_reconstructions_count_what_is_wrong(tmp_path):
 
 def test_control_is_judged_by_a_classifier(tmp_path):
     data = TextDataModule(GrammarCorpus(2000, 40, 300), 308, 16, 20)
-    run = trainer(tmp_path, Control("topic", num=6, num_epochs=4))
+    control = Control("topic", num=6, num_epochs=4)
+    run = trainer(tmp_path, control)
     run.test(oracle(data), data, verbose=False)
+    assert control.protocol["classifier_epochs"] == 4
     figures = {name: float(value) for name, value in run.callback_metrics.items()}
     assert figures["test/classifier_accuracy"] > 0.85
     assert figures["test/control_accuracy"] > 0.8 and "test/control_food" in figures

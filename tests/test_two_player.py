@@ -101,6 +101,9 @@ def test_figures_are_logged_where_the_trainer_writes_them(tmp_path):
     trainer = play(game, tmp_path, batches=7, log_every_n_steps=3)
     assert [step for step, _ in seen] == [3, 6]  # after the steps that Lightning counts as such
     terms = {"train/product", "train/gain", "train/cost"}
+    logged = trainer.logged_metrics
+    assert float(logged["train/loss"]) == pytest.approx(float(sum(logged[t] for t in terms)))
+    terms.add("train/loss")
     assert set(trainer.logged_metrics) == terms | {"train/gradient_a", "train/gradient_b"}
     assert not game.noting
 
