@@ -206,8 +206,9 @@ class DivergenceGuard(Callback):
             )
         if spread < FLAT:
             found["flatness"] = (
-                f"the energy is the same everywhere, to {spread:.1g}: its units are dead. Lower "
-                "its learning rate, which moved it there."
+                f"the energy is the same everywhere, to {spread:.1g}: its units are dead, or its "
+                "last activation is on its flat side. Lower its learning rate, which moved it "
+                "there, or take an activation that has no flat side, such as torch.nn.Identity."
             )
         if (negative := signs.get("negative_scale", 0.0)) > self.max_scale * scale:
             found["scale"] = (
