@@ -320,6 +320,7 @@ def test_scores_are_high_for_data(monkeypatch):
     torch.testing.assert_close(scores["gradient_norm"], -x[:, 0].abs())
     constant = -0.5 * (np.log(2 * np.pi) - 0.7)
     torch.testing.assert_close(scores["joint"], scores["energy"] + constant)
+    torch.testing.assert_close(scores["product"], scores["energy"] + scores["bound"])
     torch.testing.assert_close(scores["reconstruction"], -((x[:, 0] * (1 - 0.49)) ** 2))
 
 
