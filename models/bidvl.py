@@ -387,10 +387,10 @@ class BiDVL(TwoPlayer):
 
         `energy`, −E; `gradient_norm`, −‖∇E‖; `joint`, −E + log q(z|x) at q's mean; `bound`, the
         evidence bound of encoder and generator; `reconstruction`, −‖x − G(μ(x))‖²;
-        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's; `product`,
-        −E plus the bound, what both find likely: each knows other things that are no data. With a
-        `temperature` E is β times the energy, and −E and the bound are both in nats; without, it is
-        the energy before an activation that may saturate, whose order is the same.
+        `likelihood_ratio`, −E minus the bound: the energy's density over the generator's;
+        `product`, −E plus the bound, what both find likely: each knows other things that are no
+        data. With a `temperature` E is β times the energy, and −E and the bound are both in nats;
+        without, it is the energy before an activation that may saturate, whose order is the same.
         """
         raw: Any = self.density_energy
         if self.temperature is None:
