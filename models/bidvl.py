@@ -48,7 +48,9 @@ class BiDVL(TwoPlayer):
     but has no temperature. Two ways to one, both ours and not the paper's: `decoder_noise` together
     with a `GaussianCycle` and λ in nats makes maximum likelihood the fixed point, of another game;
     `temperature` leaves the game, and so generator and samples, as it is, and fits a factor β on
-    the energy to the training data, with which densities and scores are those of exp(−β E).
+    the energy to the training data, with which densities and scores are those of exp(−β E). For
+    densities and detection we recommend the second, with decoder noise, a squared cycle and an
+    energy that may be steep (`toy/bidvl_steep_8gaussians`), and `scores` by `product`.
 
     References:
         Bi-level Doubly Variational Learning for Energy-based Latent Variable Models (Kan et al.,
