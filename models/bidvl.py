@@ -49,8 +49,9 @@ class BiDVL(TwoPlayer):
     with a `GaussianCycle` and λ in nats makes maximum likelihood the fixed point, of another game;
     `temperature` leaves the game, and so generator and samples, as it is, and fits a factor β on
     the energy to the training data, with which densities and scores are those of exp(−β E). For
-    densities and detection we recommend the second, with decoder noise, a squared cycle and an
-    energy that may be steep (`toy/bidvl_steep_8gaussians`), and `scores` by `product`.
+    densities we recommend the second, with decoder noise, a squared cycle and an energy that may be
+    steep (`toy/bidvl_steep_8gaussians`); for detection in images `temperature` and the score
+    `product` (`image/bidvl_fashion_mnist_small`).
 
     References:
         Bi-level Doubly Variational Learning for Energy-based Latent Variable Models (Kan et al.,

@@ -196,7 +196,8 @@ class TwoPlayer(Learner):
         if noting:
             terms = {name: term.detach().mean() for name, term in logged.items()}
             loss: Any = sum(terms.values())  # of both players, at their last steps
-            figures = {**self.signs, **terms, "loss": loss}
+            self.signs["loss"] = loss  # also where the critic rests, for a guard
+            figures = {**self.signs, **terms}
             self.log_dict({f"train/{name}": term.detach().mean() for name, term in figures.items()})
 
     def _players(self) -> tuple[LightningOptimizer, LightningOptimizer]:
