@@ -99,6 +99,20 @@ def test_wrong_settings_are_refused():
         DivergenceGuard(patience=0)
 
 
+def quiet(folder, callbacks, **settings):
+    """A trainer that writes nothing and looks at each step."""
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=callbacks,
+        **{"log_every_n_steps": 1, **settings},
+    )
+
+
 def diverging(folder, **guard):
     """The short-run recipe, made to diverge: an energy that learns far too fast for its chains."""
     recipe = yaml.safe_load((recipe_root() / "toy/shortrun_8gaussians.yaml").read_text())
@@ -214,18 +228,8 @@ def test_going_back_restores_both_players_and_lowers_the_rates_of_both(tmp_path)
     first = LambdaCallback(on_train_batch_start=spoil)
     last = LambdaCallback(on_train_batch_end=record)
     guard = DivergenceGuard(returns=1, keep_every=1)
-    trainer = Trainer(
-        max_epochs=1,
-        limit_train_batches=9,
-        limit_val_batches=0,
-        accelerator="cpu",
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[first, guard, last],
+    trainer = quiet(
+        tmp_path, [first, guard, last], max_epochs=1, limit_train_batches=9, limit_val_batches=0
     )
     rates = [group["lr"] for o in model.configure_optimizers()[0] for group in o.param_groups]
     trainer.fit(model, data)
@@ -241,14 +245,7 @@ def test_going_back_restores_both_players_and_lowers_the_rates_of_both(tmp_path)
 def test_a_step_size_can_be_lowered_only_where_there_is_one(tmp_path):
     model, data = build("toy/bidvl_8gaussians")
     guard = DivergenceGuard(returns=1, lever="step_size")
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        max_steps=1,
-        callbacks=[guard],
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet(tmp_path, [guard], max_steps=1)
     with pytest.raises(ValueError, match="BiDVL has no chains whose step size"):
         trainer.fit(model, data)
 
@@ -269,17 +266,9 @@ def test_validation_is_no_look(tmp_path):
 
     negatives = NoiseNegatives([2], Langevin(3, 0.1))
     model = Shifted(MLPEnergy(2, [8]), negatives, {"energy": 1e-3}, GaussianReference(3.0))
-    Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        log_every_n_steps=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[Guard(patience=1)],
-    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=128, num_val=8, num_test=8))
+    quiet(tmp_path, [Guard(patience=1)], max_epochs=3, log_every_n_steps=2).fit(
+        model, DensityDataModule(EightGaussians(), 32, num_train=128, num_val=8, num_test=8)
+    )
     assert len(seen) == 6 and max(seen) < 10  # every other of twelve steps of training
 
 
@@ -318,17 +307,9 @@ def test_averaged_weights_are_as_if_the_bad_steps_had_not_been(lever, guard_firs
     last = LambdaCallback(on_train_batch_end=record)
     average = EMAWeightAveraging(decay=0.9, use_buffers=False)
     both = [DivergenceGuard(returns=1, keep_every=1, lever=lever), average]
-    Trainer(
-        max_steps=8,
-        accelerator="cpu",
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[first, *both[:: 1 if guard_first else -1], last],
-    ).fit(model, DensityDataModule(EightGaussians(), 32, num_train=320, num_val=8, num_test=8))
+    quiet(tmp_path, [first, *both[:: 1 if guard_first else -1], last], max_steps=8).fit(
+        model, DensityDataModule(EightGaussians(), 32, num_train=320, num_val=8, num_test=8)
+    )
     # looks keep every state, the older of two is gone back to: from step 5 to that after step 3
     for back, kept in zip(recorded[4], recorded[2], strict=True):
         assert torch.equal(back, kept)
