@@ -38,7 +38,7 @@ def train_and_evaluate(
     """One run; its figures, and what they cost.
 
     Arguments:
-        recipe: The name of a recipe.
+        recipe: The name of a recipe, or the path of one.
         seed: Of the run and of its data module.
         runs: Where run folders go, in a folder per seed.
         overrides: Further options of `eblvm fit`.
@@ -52,7 +52,8 @@ def train_and_evaluate(
     start, usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     _eblvm("fit", "--config", recipe, *seeds, f"--runs={folder}", *overrides)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    newest = max((folder / recipe).glob("version_*"), key=lambda p: p.stat().st_mtime)
+    name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+    newest = max((folder / name).glob("version_*"), key=lambda p: p.stat().st_mtime)
     _eblvm(stage, f"--ckpt_path={newest / 'checkpoints' / 'best.ckpt'}")
     return {
         "recipe": recipe,
@@ -120,7 +121,7 @@ def environment() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("recipes", nargs="+", help="names such as image/lebm_digits")
+    parser.add_argument("recipes", nargs="+", help="names such as image/lebm_digits, or files")
     parser.add_argument("--metrics", nargs="+", required=True, help="names without `test/`")
     parser.add_argument("--stage", choices=list(PREFIXES), default="test")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

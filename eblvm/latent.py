@@ -84,6 +84,11 @@ def bound(role: Any, name: str, condition: Tensor | None) -> Any:
     return twin
 
 
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose gradient is multiplied by a factor on the way back."""
+    return x.detach() + factor * (x - x.detach())
+
+
 class LatentVariableModel(nn.Module):
     """p(x, z) = p(z) p(x|z), and a way to infer z.
 
@@ -121,6 +126,7 @@ class LatentVariableModel(nn.Module):
         x: Tensor,
         generator: torch.Generator | None = None,
         inference: Inference | None = None,
+        pull: float = 1.0,
     ) -> dict[str, Tensor]:
         """The terms of the negative bound, each with shape `(B,)`, in nats.
 
@@ -128,6 +134,8 @@ class LatentVariableModel(nn.Module):
             x: Data, with shape `(B, *event)`.
             generator: Source of all noise of this step.
             inference: What `infer` said of `x`, where it is known.
+            pull: Factor on the gradient of `prior` in the latents; its value, and its gradient in
+                the prior's parameters, are as with 1.
 
         Returns:
             `reconstruction`, −log p(x|z); and `prior`, whose gradient is that of KL(q(z|x) ‖ p(z))
@@ -137,10 +145,13 @@ class LatentVariableModel(nn.Module):
         inference = inference or self.infer(x, generator)
         z, mean, log_variance = inference.z, inference.mean, inference.log_variance
         given: Any = {} if inference.context is None else {"context": inference.context}
+        felt = z if pull == 1.0 else scaled_gradient(z, pull)
         if mean is None or log_variance is None:
-            prior = self.prior.loss(z, generator, **given)
+            prior = self.prior.loss(felt, generator, **given)
         else:
-            prior = self.prior.divergence(z, mean, log_variance, generator, **given)
+            if pull != 1.0:
+                mean, log_variance = (scaled_gradient(v, pull) for v in (mean, log_variance))
+            prior = self.prior.divergence(felt, mean, log_variance, generator, **given)
         return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
 
     @torch.no_grad()

@@ -56,16 +56,18 @@ class OutOfDistribution(Evaluation):
     """Areas under curves for every score of the learner and every other set.
 
     Logs `ood/SET/SCORE`, the area under the receiver operating characteristic (in-distribution is
-    positive, 0.5 is chance), and as `ood/SET` that of the learner's first score, by which learners
-    are compared. At tests it prints a table with intervals, writes `ood.json` into the run folder,
-    with areas under precision-recall curves and false positive rates, too, and draws histograms.
-    The intervals are for the choice of data: seeds differ by more, so run several.
+    positive, 0.5 is chance), and as `ood/SET` that of one score, by which learners are compared;
+    `ood/mean/SCORE` and `ood/mean` are the means over the sets. At tests it prints a table with
+    intervals, writes `ood.json` into the run folder, with areas under precision-recall curves and
+    false positive rates, too, and draws histograms. The intervals are for the choice of data: seeds
+    differ by more, so run several.
 
     Sets whose files are missing are left out, and named before training begins; that is all of them
     but noise, constants and interpolations where nothing has been fetched.
 
     Arguments:
         others: Name to data module, whose test split is taken; its x has the shape of the data's.
+        score: The one that `ood/SET` is of; the learner's first if None.
         num: Data of each set.
         num_bootstrap: Resamples for the intervals.
         built_in: Whether noise, constants and interpolations are among the sets.
@@ -73,13 +75,15 @@ class OutOfDistribution(Evaluation):
         scale: Noise and gray levels are uniform on [−scale, scale]; 1 for images.
 
     Raises:
-        ValueError: If there are no other sets.
+        ValueError: If there are no other sets, or one is named `mean`; or, at the first look, if
+            the learner has no such score.
         FileNotFoundError: When a run starts, if the files of all are missing and none is built in.
     """
 
     def __init__(
         self,
         others: dict[str, DataModule] | None = None,
+        score: str | None = None,
         num: int = 1000,
         num_bootstrap: int = 200,
         built_in: bool = True,
@@ -90,6 +94,9 @@ class OutOfDistribution(Evaluation):
         if not others and not built_in:
             raise ValueError("there are no others to tell data from; name one, or set built_in.")
         self.others = dict(others or {})
+        if "mean" in self.others:
+            raise ValueError("a set is named mean, as is the mean over the sets; rename it.")
+        self.score = score
         self.num = num
         self.num_bootstrap = num_bootstrap
         self.built_in = built_in
@@ -146,6 +153,12 @@ class OutOfDistribution(Evaluation):
             return {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
 
         inside = scores(x)
+        first = self.score or next(iter(inside))
+        if first not in inside:
+            raise ValueError(
+                f"{type(model).__name__} has no score {first}, but {', '.join(inside)}; name "
+                "one of these, or none for the first."
+            )
         outside = {name: scores(other) for name, other in self.sets(x)}
         bootstrap = self.num_bootstrap if stage == "test" else 0
         report: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -162,15 +175,17 @@ class OutOfDistribution(Evaluation):
             for name, row in report.items()
             for score, figures in row.items()
         }
-        first = next(iter(inside))
-        log(
-            learner, stage, areas | {f"ood/{name}": areas[f"ood/{name}/{first}"] for name in report}
-        )
+        for score in inside:
+            each = [areas[f"ood/{name}/{score}"] for name in report]
+            areas[f"ood/mean/{score}"] = torch.stack(each).mean()
+        chosen = {f"ood/{name}": areas[f"ood/{name}/{first}"] for name in (*report, "mean")}
+        log(learner, stage, areas | chosen)
         self.protocol = {
             "score": first,
             "num_data": len(x),
             "num_bootstrap": bootstrap,
             "num_others": {name: len(found[first]) for name, found in outside.items()},
+            "ood/mean": {"sets": ", ".join(report)},
             "dtype": "areas float64",
         }
         publish(trainer, "ood", histograms({"data": inside, **outside}, first))

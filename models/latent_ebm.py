@@ -50,6 +50,9 @@ class LatentEBM(Learner):
             not named follow `--trainer.gradient_clip_val`.
         weight_decays: Weight decay by component, in place of the optimizer's.
         initialization: Overwrites the parameters; PyTorch's defaults if None.
+        prior_weight: Factor on the prior term in the prior's own parameters, beside which the
+            regularizers stand; that of `kl_weight` if None, as published. Where that is small the
+            regularizers rule an energy, and what it draws is not the latents.
     """
 
     levers: Mapping[str, str] = {
@@ -73,11 +76,17 @@ class LatentEBM(Learner):
         clip_norms: dict[str, float] | None = None,
         weight_decays: dict[str, float] | None = None,
         initialization: Initialization | None = None,
+        prior_weight: float | None = None,
     ) -> None:
         super().__init__(optimizer, learning_rates, scheduler, clip_norms, weight_decays)
         self.save_recipe()
         self.latent = latent
         self.kl_weight = kl_weight if isinstance(kl_weight, KLWeight) else ConstantWeight(kl_weight)
+        if prior_weight is not None and not prior_weight > 0:
+            raise ValueError(
+                f"prior_weight is {prior_weight}; expected a positive number, or None."
+            )
+        self.prior_weight = prior_weight
         self.regularizers = list(regularizers or [])
         if initialization is not None:
             initialization(self.latent)
@@ -103,9 +112,12 @@ class LatentEBM(Learner):
             terms = {"reconstruction": -log_prob.mean()}
             loss = terms["reconstruction"] + 0 * total(self.latent.prior)  # known to every rank
         else:
-            bound = self.latent.loss(batch[0], generator, inference)
+            own = self.prior_weight or weight
+            bound = self.latent.loss(batch[0], generator, inference, weight / own if own else 1.0)
             terms = {name: term.mean() for name, term in bound.items()}
-            loss = terms["reconstruction"] + weight * terms["prior"]
+            loss = terms["reconstruction"] + own * terms["prior"]
+            if own != weight:  # the value stays the bound's
+                loss = loss + (weight - own) * terms["prior"].detach()
         for regularizer in self.regularizers:
             if regularizer.when_autoencoding or "prior" in terms:
                 value = regularizer(self.latent, batch, inference, generator)

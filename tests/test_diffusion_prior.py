@@ -97,6 +97,41 @@ def test_generation_with_a_flat_energy_inflates():
         assert float(z.std()) == pytest.approx(deviation, rel=4 / math.sqrt(40_000))
 
 
+def test_a_stationary_prior_without_a_tilt_is_the_standard_normal():
+    prior = quadratic(stationary=True, num_normalizer=2)
+    z = torch.randn(6, 2, dtype=torch.float64)
+    exact = -0.5 * z.square().sum(1) - math.log(2 * math.pi)
+    # but for the last level's base, N(0, σ_T²), and σ_T = 0.9997
+    torch.testing.assert_close(prior.log_prob(z, generator=seeded()), exact, rtol=0, atol=5e-3)
+    torch.testing.assert_close(prior.loss(z, seeded()), 0.5 * z.square().sum(1))
+    # a step is the product of its Gaussians: base and tie
+    t = torch.tensor([0, 3])
+    y, z_next = torch.randn(2, 2, 2, dtype=torch.float64)
+    a, sigma = prior.schedule.a[t + 1], prior.schedule.sigma[t + 1]
+
+    def product(y):
+        tie = (y - z_next).square().sum(1) / sigma**2
+        return 0.5 * (y.square().sum(1) / a**2 + tie)
+
+    step, other = prior.conditional(z_next, t), torch.randn_like(y)
+    torch.testing.assert_close(step(y) - step(other), product(y) - product(other))
+
+
+def test_generation_of_a_stationary_prior_does_not_inflate():
+    """Chains start at the center c = a² z_{t+1}, so that x ~ N(c, s² (1 − ρ^2n)/(1 − ρ²))."""
+    prior = quadratic(stationary=True)
+    states = prior.trajectory(10_000, seeded())
+    variance = float(states[1].var())
+    for level, z in zip(reversed(range(5)), states[2:], strict=True):
+        s2, width2 = float(prior.step_size[level] ** 2), float(prior.width[level] ** 2)
+        rho = 1 - s2 / (2 * width2)
+        drawn = s2 * (1 - rho ** (2 * STEPS)) / (1 - rho**2)
+        a2 = float(prior.schedule.a[level + 1] ** 2)
+        variance = drawn / a2 + a2 * variance
+        assert float(z.var()) == pytest.approx(variance, rel=8 / math.sqrt(40_000))
+    assert 0.85 < variance < 1.15  # 25.7 without the base
+
+
 @pytest.mark.parametrize("level", [2, 5])
 def test_chain_of_a_quadratic_energy_has_its_stationary_moments(level):
     """The chain x ← ρx + … on precision Λ = κ/τ + 1/σ², with the bias of its step."""
@@ -202,10 +237,12 @@ def test_divergence_adds_the_entropy_and_its_mask():
     assert all(p.grad is None for p in prior.parameters())
 
 
-def test_neglected_gradient_of_the_normalizers():
+@pytest.mark.parametrize("stationary", [False, True])
+def test_neglected_gradient_of_the_normalizers(stationary):
     """Quadratic: log Z(u) = −½ Σ u² κ/(τ + κσ²) + const, whose gradient the chain estimates."""
     kappa, num = 0.02, 10_000
-    prior = quadratic((kappa, 0.0), num_steps=200, step_variance=2e-2)
+    settings = {"num_steps": 200, "step_variance": 2e-2, "stationary": stationary}
+    prior = quadratic((kappa, 0.0), **settings)
     z = torch.full((num, 2), 1.0, dtype=torch.float64, requires_grad=True)
     gradients = []
     for prior.normalizer_gradient in (False, True):
@@ -215,6 +252,9 @@ def test_neglected_gradient_of_the_normalizers():
     tau, sigma = float(prior.temperature[0]), float(prior.schedule.sigma[1])
     # E(v) = ½κv²: over v ~ N(u, σ²), ∇ log E exp(−E/τ) = −u κ/(τ + κσ²), and E u = ā_1 z
     bar = float(prior.schedule.a_bar[1])
+    if stationary:  # v ~ N(a² u, a² σ²)
+        a = float(prior.schedule.a[1])
+        sigma, bar = a * sigma, a**2 * bar
     exact = -bar * kappa / (tau + kappa * sigma**2) * bar  # u depends on z through ā_1, twice
     assert found.tolist() == pytest.approx([exact, exact], abs=0.012)
 
@@ -313,8 +353,9 @@ def exact_moments(prior, kappa):
     schedule, last = prior.schedule, len(kappa) - 1
     variance = 1 / (kappa[last] / prior.temperature[last] + 1 / schedule.sigma[-1] ** 2)
     for t in reversed(range(last)):
+        base = 1 / schedule.a[t + 1] ** 2 if prior.stationary else 0.0
         sigma2 = schedule.sigma[t + 1] ** 2
-        precision = kappa[t] / prior.temperature[t] + 1 / sigma2
+        precision = kappa[t] / prior.temperature[t] + 1 / sigma2 + base
         gain = 1 / (sigma2 * precision)
         variance = (1 / precision + gain**2 * variance) / schedule.a[t + 1] ** 2
     return float(variance)
@@ -323,13 +364,14 @@ def exact_moments(prior, kappa):
 KAPPA = (0.002, 0.02, 0.05)
 
 
-def test_log_prob_of_quadratic_energies_is_that_of_a_gaussian():
+@pytest.mark.parametrize("stationary", [False, True])
+def test_log_prob_of_quadratic_energies_is_that_of_a_gaussian(stationary):
     """E p̂(z_0) = p(z_0) over noising chains; all conditionals Gaussian, hence p(z_0) too.
 
     The energies vary by less than a nat over a tie, so 2,000 draws tell Z to 2 %.
     """
     kappa = (3e-4, 0.02, 0.05)
-    prior = quadratic(kappa, num_normalizer=2000)
+    prior = quadratic(kappa, num_normalizer=2000, stationary=stationary)
     variance = exact_moments(prior, kappa)
     z = torch.tensor([[0.0, 0.0], [1.5, -1.0]], dtype=torch.float64)
     rows = z.repeat_interleave(400, 0)
@@ -353,8 +395,9 @@ def test_annealed_normalizers_agree_with_the_closed_form():
     torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
 
 
-def test_quadrature_of_the_plane_agrees_with_the_gaussian():
-    prior = quadratic(KAPPA)
+@pytest.mark.parametrize("stationary", [False, True])
+def test_quadrature_of_the_plane_agrees_with_the_gaussian(stationary):
+    prior = quadratic(KAPPA, stationary=stationary)
     variance = exact_moments(prior, KAPPA)
     half = 6 * math.sqrt(variance)
     axis = half * ((torch.arange(120).double() + 0.5) / 60 - 1)

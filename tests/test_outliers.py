@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from eblvm.checkpoint import load
+from eblvm.data import ImageDataModule
 from eblvm.outliers import OutOfDistribution, artificial
 
 
@@ -62,7 +63,7 @@ def test_sets_that_are_missing_are_left_out_with_one_warning(eblvm, tmp_path, ti
     assert named == {"m": "MNIST", "c": "CIFAR100OOD"}
     (table,) = tmp_path.rglob("metrics.csv")
     assert {"val/ood/d", "val/ood/uniform"} <= set(table.read_text().partition("\n")[0].split(","))
-    assert "ood/m" not in table.read_text()
+    assert "ood/m/" not in table.read_text()
 
     del others["d"]
     arguments["built_in"] = False
@@ -106,10 +107,42 @@ def test_a_test_prints_writes_and_draws(run, eblvm):
     metrics = json.loads((folder / "test.json").read_text())
     assert 0 <= metrics["test/ood/uniform/bound"] <= 1
     assert metrics["test/ood/uniform"] == metrics["test/ood/uniform/bound"]
+    areas = [metrics[f"test/ood/{name}"] for name in report["figures"]]
+    assert metrics["test/ood/mean"] == pytest.approx(sum(areas) / 4, abs=1e-6)
     protocol = metrics["protocol"]["OutOfDistribution"]
+    assert set(protocol["ood/mean"]["sets"].split(", ")) == report["figures"].keys()
     assert (protocol["score"], protocol["split"]) == ("bound", "test")
     assert protocol["num_others"].keys() == report["figures"].keys()
     assert list((folder / "pictures").glob("ood_test.png"))
+
+
+def test_a_recipe_chooses_the_score_that_stands_for_the_method(eblvm, tmp_path, tiny):
+    recipe = yaml.safe_load(tiny.read_text())
+    arguments = {"num": 20, "score": "reconstruction"}
+    recipe["trainer"]["callbacks"] = [
+        {"class_path": "eblvm.outliers.OutOfDistribution", "init_args": arguments}
+    ]
+    path = tmp_path / "chosen.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1")
+    assert done.status == 0, done.err
+    (table,) = tmp_path.rglob("metrics.csv")
+    with open(table) as file:
+        (row,) = [r for r in csv.DictReader(file) if r["val/ood/mean"]]
+    for name in ("uniform", "constant", "interpolation", "mean"):
+        assert row[f"val/ood/{name}"] == row[f"val/ood/{name}/reconstruction"]
+    assert row["val/ood/mean"] != row["val/ood/mean/bound"]
+
+    arguments["score"] = "joint"
+    path.write_text(yaml.safe_dump(recipe))
+    done = eblvm("fit", "--config", path, "--trainer.max_epochs=1", "--runs=none")
+    assert done.status != 0
+    assert "no score joint, but bound, reconstruction" in done.err
+
+
+def test_no_set_takes_the_name_of_the_mean():
+    with pytest.raises(ValueError, match="rename it"):
+        OutOfDistribution({"mean": ImageDataModule("Digits", 8, 1, 4)})
 
 
 def test_scores_of_the_run_s_own_data_become_a_table(run, eblvm, tmp_path):

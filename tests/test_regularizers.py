@@ -12,7 +12,7 @@ from eblvm.likelihoods import GaussianLikelihood
 from eblvm.models import LatentEBM
 from eblvm.models.initialization import UniformInitialization
 from eblvm.models.kl_weight import ConstantWeight, CyclicWeight, KLWeight, LogisticWeight
-from eblvm.models.networks import MLP, MLPEnergy, ResidualTimeNet
+from eblvm.models.networks import MLP, MLPEnergy, ResidualTimeNet, settle_spectral_norms
 from eblvm.objectives import gaussian_kl, mutual_information, negative_entropy
 from eblvm.posteriors import AmortizedPosterior, Inference
 from eblvm.priors import DiffusionEnergyPrior, EnergyPrior, GaussianPrior
@@ -358,3 +358,37 @@ def test_uniform_initialization_reaches_everything_and_settles_the_norms():
     model.eval()
     layer = model.latent.prior.tilt.net.head
     assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("prior", [svebm_prior, diffusion_prior])
+def test_the_prior_s_own_weight_is_not_the_encoder_s(prior):
+    x = torch.randn(6, 2)
+
+    def gradients(**settings):
+        model = learner(prior(), **settings)
+        torch.manual_seed(1)
+        for parameter in model.latent.prior.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        for module in model.modules():
+            if isinstance(module, ResidualTimeNet):
+                settle_spectral_norms(module)
+        model.eval()  # the same spectral norms each time
+        model.log_dict = lambda *arguments, **settings: None
+        loss = model.step((x, torch.zeros(6)), 0, "train")
+        loss.backward()
+        parts = model.components().items()
+        return loss.detach(), {n: [p.grad for p in m.parameters()] for n, m in parts}
+
+    small, published = gradients(kl_weight=0.01)
+    _, whole = gradients(kl_weight=2.0)
+    loss, found = gradients(kl_weight=0.01, prior_weight=2.0)
+    torch.testing.assert_close(loss, small)  # the value is the bound's
+    for name in ("posterior", "likelihood"):
+        torch.testing.assert_close(found[name], published[name])
+    torch.testing.assert_close(found["prior"], whole["prior"])
+    assert float(whole["prior"][0].abs().max()) > 0
+
+
+def test_the_prior_s_own_weight_is_positive():
+    with pytest.raises(ValueError, match="prior_weight is 0"):
+        learner(svebm_prior(), prior_weight=0.0)

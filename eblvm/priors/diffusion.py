@@ -15,6 +15,16 @@ would not.
 Chains take steps :math:`s_t^2 = \delta\, \sigma_{t+1}^2\, \bar\sigma_t / \bar\sigma_0` and the
 temperature, unless another is given, is τ_t = s_t²: the gradient of E then enters each step with
 the factor ½ at every level.
+
+Without a tilt the levels below the last have no density to go back to: each adds its noise, and z_0
+ends far wider than it began. A `stationary` prior (ours) gives them the base that the last one has,
+
+.. math:: p(\tilde z_t \mid z_{t+1}) \propto \exp\!\left(-\frac{E(\tilde z_t, t)}{\tau_t}\right)
+    N(\tilde z_t; 0, a_{t+1}^2 I)\, N(z_{t+1}; \tilde z_t, \sigma_{t+1}^2 I),
+
+whose Gaussians multiply to :math:`N(\tilde z_t; a_{t+1}^2 z_{t+1}, a_{t+1}^2 \sigma_{t+1}^2 I)`,
+the way back of the noising of N(0, I). Untilted it draws N(0, I) exactly, so the tilt has to learn
+only how the latents differ from that.
 """
 
 import math
@@ -23,11 +33,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from ..energies import RecoveryEnergy, SymbolVectorTimeEnergy, TimeEnergy
 from ..objectives.variational import negative_entropy
 from ..samplers import AIS, ChainSetup, Langevin, noise_like
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, at
 from .prior import Prior
 
 __all__ = ["DiffusionEnergyPrior"]
@@ -73,6 +84,9 @@ class DiffusionEnergyPrior(Prior):
         annealing: Estimates log Z_t(z_{t+1}) by annealed importance sampling in place of plain
             importance sampling, with `num_normalizer` chains each. Plain sampling is good where
             E/τ varies by a few nats over the tie's width.
+        stationary: Whether all levels have a Gaussian base, so that N(0, I) is what the chain of
+            levels draws without a tilt; chains then start from the mean of the untilted step, and
+            the base's pull on z is that of N(0, I), ½‖z‖², in place of the last level's.
 
     Raises:
         ValueError: If level 0 of the schedule carries no noise, which step sizes are relative to;
@@ -83,6 +97,8 @@ class DiffusionEnergyPrior(Prior):
     temperature: Tensor
     weight: Tensor
     scale: Tensor
+    shrink: Tensor
+    width: Tensor
 
     def __init__(
         self,
@@ -98,6 +114,7 @@ class DiffusionEnergyPrior(Prior):
         normalizer_gradient: bool = False,
         num_normalizer: int = 1000,
         annealing: AIS | None = None,
+        stationary: bool = False,
     ) -> None:
         super().__init__(latent_dim)
         if not schedule.sigma_bar[0] > 0:
@@ -117,18 +134,26 @@ class DiffusionEnergyPrior(Prior):
         self.noise_scale = noise_scale
         self.free_bits = free_bits
         self.normalizer_gradient = normalizer_gradient
+        self.stationary = stationary
         self.num_normalizer = num_normalizer
         self.annealing = annealing
         sigma, noise = schedule.sigma[1:], schedule.sigma_bar[:-1]
         variance = step_variance * sigma.square() * noise / noise[0]
         last = torch.arange(len(schedule)) == len(schedule) - 1
+        scale = torch.where(last, torch.ones_like(sigma), schedule.a[1:])
+        shrink, width = torch.ones_like(sigma), sigma
+        if stationary:
+            shrink = torch.where(last, shrink, 1 / (1 + (sigma / scale).square()))
+            width = sigma * shrink.sqrt()
         for name, value in {
             "step_size": variance.sqrt(),
             "temperature": variance
             if temperature is None
             else torch.full_like(variance, temperature),
             "weight": sigma[0] / sigma if weighted else torch.ones_like(sigma),
-            "scale": torch.where(last, torch.ones_like(sigma), schedule.a[1:]),
+            "scale": scale,
+            "shrink": shrink,  # center of an untilted step, as a factor on z_{t+1}
+            "width": width.clone(),  # its scale
         }.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -152,9 +177,13 @@ class DiffusionEnergyPrior(Prior):
         if energy is None:
             energy = self.tilt if context is None else partial(self.tilt, context=context)
         last = (t == len(self.schedule) - 1).unsqueeze(1)
-        center = torch.where(last, torch.zeros_like(z_next), z_next)
-        sigma, temperature = self.schedule.sigma[t + 1], self.temperature[t]
-        return RecoveryEnergy(energy, t, center, sigma, temperature=temperature)
+        start = self._start(z_next, t)
+        center = torch.where(last, torch.zeros_like(start), start)
+        return RecoveryEnergy(energy, t, center, self.width[t], temperature=self.temperature[t])
+
+    def _start(self, z_next: Tensor, t: Tensor | int) -> Tensor:
+        """Where the chain of z̃_t given z_{t+1} starts: at its tie, the last level's at z_T."""
+        return at(self.shrink, t, z_next) * z_next
 
     def _run(
         self,
@@ -164,9 +193,10 @@ class DiffusionEnergyPrior(Prior):
         context: Tensor | None = None,
         energy: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """z̃_t given z_{t+1}, by a short chain from z_{t+1}; detached, with shape `(B, D)`."""
+        """z̃_t given z_{t+1}, by a short chain; detached, with shape `(B, D)`."""
         sampler = Langevin(self.num_steps, self.step_size[t], self.noise_scale)
-        return sampler(self.conditional(z_next, t, context, energy), z_next, generator)
+        start = self._start(z_next, t)
+        return sampler(self.conditional(z_next, t, context, energy), start, generator)
 
     def energy(self, z: Tensor) -> Tensor:
         """Not to be had: the later states cannot be summed out.
@@ -226,15 +256,14 @@ class DiffusionEnergyPrior(Prior):
         found = {}
         for level in reversed(range(len(self.schedule))):
             z_next = states[len(self.schedule) - 1 - level]
+            first = self._start(z_next, level)
 
             def energy(z: Tensor, level: int = level, z_next: Tensor = z_next) -> Tensor:
                 t = torch.full((len(z),), level, device=z.device)
                 return self.conditional(z_next.expand(len(z), -1), t)(z)
 
-            def start(
-                num: int, generator: torch.Generator | None, z_next: Tensor = z_next
-            ) -> Tensor:
-                return z_next.expand(num, -1).clone()
+            def start(num: int, generator: torch.Generator | None, first: Tensor = first) -> Tensor:
+                return first.expand(num, -1).clone()
 
             sampler = Langevin(self.num_steps, float(self.step_size[level]), self.noise_scale)
             found[f"prior_level_{level}"] = ChainSetup(energy, sampler, start)
@@ -253,6 +282,8 @@ class DiffusionEnergyPrior(Prior):
         t = torch.full((num,), last, device=z.device)
         z_t, z_next = self.schedule.sample_pair(z, t, generator)
         base = 0.5 * z_t.square().sum(1) * self.weight[last]
+        if self.stationary:
+            base = 0.5 * z.square().sum(1)
         if last > 0:  # a level below the last for each row, in the same batch
             drawn = torch.randint(last, (num,), generator=generator, device=z.device)
             pair = self.schedule.sample_pair(z, drawn, generator)
@@ -265,17 +296,18 @@ class DiffusionEnergyPrior(Prior):
         arguments = (torch.cat([positive, negative]), torch.cat([t, t]))
         energies = self.tilt(*arguments) if twice is None else self.tilt(*arguments, twice)
         positive_energy, negative_energy = energies.split(len(t))
-        self._saw(positive, negative, positive_energy, negative_energy, z_next)
+        start = self._start(z_next.detach(), t)
+        self._saw(positive, negative, positive_energy, negative_energy, start)
         contrast = self.weight[t] * (positive_energy - negative_energy)
         if self.normalizer_gradient:
-            pull = (negative - z_next.detach()) / self.schedule.sigma[t + 1].square().unsqueeze(1)
+            pull = (negative - start) * (self.shrink / self.width.square())[t].unsqueeze(1)
             pull = torch.where((t < last).unsqueeze(1), pull, torch.zeros_like(pull))
-            along = self.weight[t] * (pull * z_next).sum(1)  # ∇ log Z(z_{t+1}) = E[v − z_{t+1}]/σ²
+            along = self.weight[t] * (pull * z_next).sum(1)  # ∇ log Z(z_{t+1}), by Stein's identity
             contrast = contrast + along - along.detach()
         self.diagnostics = {
             "tilt_positive": positive_energy.detach().mean(),
             "tilt_negative": negative_energy.detach().mean(),
-            "displacement": (negative - z_next.detach()).square().sum(-1).sqrt().mean(),
+            "displacement": (negative - start).square().sum(-1).sqrt().mean(),
             "negative_scale": negative[-num:].std(),
             "latent_scale": z.detach().square().mean().sqrt(),
         }
@@ -334,9 +366,9 @@ class DiffusionEnergyPrior(Prior):
             \exp(-E(\tilde z_t, t)/\tau_t)}{\hat Z_t(z_{t+1})}, \qquad Z_t(u) =
             \mathbb{E}_{v \sim N(u, \sigma_{t+1}^2 I)} \exp(-E(v, t)/\tau_t)
 
-        The ties cancel against q(z_{t+1}|z_t). With exact Z it is unbiased for p(z_0) of the model
-        whose chains have converged; estimates of Z make it biased upward, ever less as
-        `num_normalizer` grows.
+        The ties cancel against q(z_{t+1}|z_t), but for the bases of a `stationary` prior. With
+        exact Z it is unbiased for p(z_0) of the model whose chains have converged; estimates of Z
+        make it biased upward, ever less as `num_normalizer` grows.
 
         Arguments:
             z: z_0, with shape `(B, D)`.
@@ -353,6 +385,11 @@ class DiffusionEnergyPrior(Prior):
             e = self.tilt(self.scale[level] * z, t).double() / self.temperature[level]
             log_z = self._log_normalizer(z_next, level, generator)
             total += self.latent_dim * self.scale[level].double().log() - e - log_z
+            if self.stationary:
+                z_t, a = z.double(), self.scale[level].double()
+                sigma, width = self.schedule.sigma[level + 1].double(), self.width[level].double()
+                back = Normal(self._start(z_next, level).double(), width).log_prob(a * z_t)
+                total += (back - Normal(a * z_t, sigma).log_prob(z_next.double())).sum(1)
             z = z_next
         t = torch.full((len(z),), last, device=z.device)
         return total - self.conditional(z, t)(z).double() - log_normalizer
@@ -405,11 +442,12 @@ class DiffusionEnergyPrior(Prior):
         return log_z + 0.5 * self.latent_dim * width
 
     def _log_normalizer(
-        self, center: Tensor, level: int, generator: torch.Generator | None, num: int | None = None
+        self, z_next: Tensor, level: int, generator: torch.Generator | None, num: int | None = None
     ) -> Tensor:
-        """log E exp(−E(v)/τ) over v ~ N(center, σ² I), estimated, `(B,)` in float64."""
+        """log E exp(−E(v)/τ) over the untilted v given z_{t+1}, estimated, `(B,)` in float64."""
         num = num or self.num_normalizer
-        sigma, temperature = self.schedule.sigma[level + 1], self.temperature[level]
+        sigma, temperature = self.width[level], self.temperature[level]
+        center = self._start(z_next, level)
         rows = max(1, 65_536 // num)
         found = []
         for part in center.split(rows):
@@ -425,7 +463,7 @@ class DiffusionEnergyPrior(Prior):
 
     def _annealed(self, centers: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
         """log weights `(N,)` of chains from N(0, I) to the tilted density of (v − center)/σ."""
-        sigma, temperature = self.schedule.sigma[t + 1].unsqueeze(1), self.temperature[t]
+        sigma, temperature = self.width[t].unsqueeze(1), self.temperature[t]
 
         def energy(eps: Tensor) -> Tensor:
             return self.tilt(centers + sigma * eps, t) / temperature + 0.5 * eps.square().sum(1)
@@ -464,7 +502,7 @@ class DiffusionEnergyPrior(Prior):
         last = len(self.schedule) - 1
         log_p = torch.zeros(())
         for level in reversed(range(last + 1)):
-            a, sigma = self.scale[level].double(), self.schedule.sigma[level + 1].double()
+            a, sigma = self.scale[level].double(), self.width[level].double()
             states = torch.cartesian_prod(a * axis64, a * axis64)
             tilt = -torch.cat(
                 [
@@ -474,7 +512,7 @@ class DiffusionEnergyPrior(Prior):
             ).double()
             log_f = (tilt / self.temperature[level].double()).view(len(axis), len(axis))
             # rows: z̃ = a · axis; columns: z_{t+1} on the axis, or its single center 0
-            centers = axis64 if level < last else axis64.new_zeros(1)
+            centers = self._start(axis64, level) if level < last else axis64.new_zeros(1)
             kernel = -(a * axis64[:, None] - centers).square() / (2 * sigma**2)
             if level == last:
                 log_p = log_f + kernel + kernel.T
