@@ -117,19 +117,21 @@ def test_a_stationary_prior_without_a_tilt_is_the_standard_normal():
     torch.testing.assert_close(step(y) - step(other), product(y) - product(other))
 
 
-def test_generation_of_a_stationary_prior_does_not_inflate():
+@pytest.mark.parametrize(("num_steps", "step_variance"), [(50, 2e-3), (10, 8e-3)])
+def test_generation_of_a_stationary_prior_does_not_inflate(num_steps, step_variance):
     """Chains start at the center c = a² z_{t+1}, so that x ~ N(c, s² (1 − ρ^2n)/(1 − ρ²))."""
-    prior = quadratic(stationary=True)
+    prior = quadratic(stationary=True, num_steps=num_steps, step_variance=step_variance)
+    assert (prior.step_size < 1.2 * prior.width).all()  # each step contracts, ρ > 0.28
     states = prior.trajectory(10_000, seeded())
     variance = float(states[1].var())
     for level, z in zip(reversed(range(5)), states[2:], strict=True):
         s2, width2 = float(prior.step_size[level] ** 2), float(prior.width[level] ** 2)
         rho = 1 - s2 / (2 * width2)
-        drawn = s2 * (1 - rho ** (2 * STEPS)) / (1 - rho**2)
+        drawn = s2 * (1 - rho ** (2 * num_steps)) / (1 - rho**2)
         a2 = float(prior.schedule.a[level + 1] ** 2)
         variance = drawn / a2 + a2 * variance
         assert float(z.var()) == pytest.approx(variance, rel=8 / math.sqrt(40_000))
-    assert 0.85 < variance < 1.15  # 25.7 without the base
+    assert 0.85 < variance < 1.2  # 25.7 without the base
 
 
 @pytest.mark.parametrize("level", [2, 5])
@@ -400,6 +402,7 @@ def test_quadrature_of_the_plane_agrees_with_the_gaussian(stationary):
     prior = quadratic(KAPPA, stationary=stationary)
     variance = exact_moments(prior, KAPPA)
     half = 6 * math.sqrt(variance)
+    half = max(half, 6.0) if stationary else half  # z_T is wider than z_0 there
     axis = half * ((torch.arange(120).double() + 0.5) / 60 - 1)
     log_p = prior.log_prob_on_axis(axis)
     squared = axis[:, None] ** 2 + axis**2

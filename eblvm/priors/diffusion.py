@@ -23,8 +23,10 @@ ends far wider than it began. A `stationary` prior (ours) gives them the base th
     N(\tilde z_t; 0, a_{t+1}^2 I)\, N(z_{t+1}; \tilde z_t, \sigma_{t+1}^2 I),
 
 whose Gaussians multiply to :math:`N(\tilde z_t; a_{t+1}^2 z_{t+1}, a_{t+1}^2 \sigma_{t+1}^2 I)`,
-the way back of the noising of N(0, I). Untilted it draws N(0, I) exactly, so the tilt has to learn
-only how the latents differ from that.
+the way back of the noising of N(0, I). Untilted its density is N(0, I), up to the last level's
+σ_T, and its short chains draw nearly that, so the tilt has to learn only how the latents differ.
+Steps are as large relative to this Gaussian as the others are to their tie: its width a_{t+1}
+σ_{t+1} stands for σ_{t+1} in s_t.
 """
 
 import math
@@ -85,8 +87,10 @@ class DiffusionEnergyPrior(Prior):
             importance sampling, with `num_normalizer` chains each. Plain sampling is good where
             E/τ varies by a few nats over the tie's width.
         stationary: Whether all levels have a Gaussian base, so that N(0, I) is what the chain of
-            levels draws without a tilt; chains then start from the mean of the untilted step, and
-            the base's pull on z is that of N(0, I), ½‖z‖², in place of the last level's.
+            levels draws without a tilt; chains then start from the mean of the untilted step. The
+            base's pull on z is that of N(0, I), ½‖z‖², in place of the last level's: all of the
+            bound's, where tilts count by one level at a time and without their temperature, so
+            that the weight of this term says how wide latents get.
 
     Raises:
         ValueError: If level 0 of the schedule carries no noise, which step sizes are relative to;
@@ -138,13 +142,13 @@ class DiffusionEnergyPrior(Prior):
         self.num_normalizer = num_normalizer
         self.annealing = annealing
         sigma, noise = schedule.sigma[1:], schedule.sigma_bar[:-1]
-        variance = step_variance * sigma.square() * noise / noise[0]
         last = torch.arange(len(schedule)) == len(schedule) - 1
         scale = torch.where(last, torch.ones_like(sigma), schedule.a[1:])
         shrink, width = torch.ones_like(sigma), sigma
         if stationary:
             shrink = torch.where(last, shrink, 1 / (1 + (sigma / scale).square()))
             width = sigma * shrink.sqrt()
+        variance = step_variance * width.square() * noise / noise[0]
         for name, value in {
             "step_size": variance.sqrt(),
             "temperature": variance
