@@ -175,9 +175,8 @@ class OutOfDistribution(Evaluation):
             for name, row in report.items()
             for score, figures in row.items()
         }
-        for score in inside:
-            each = [areas[f"ood/{name}/{score}"] for name in report]
-            areas[f"ood/mean/{score}"] = torch.stack(each).mean()
+        means = {score: mean_area(report, score) for score in inside}
+        areas |= {f"ood/mean/{score}": torch.tensor(mean) for score, mean in means.items()}
         chosen = {f"ood/{name}": areas[f"ood/{name}/{first}"] for name in (*report, "mean")}
         log(learner, stage, areas | chosen)
         self.protocol = {
@@ -185,6 +184,7 @@ class OutOfDistribution(Evaluation):
             "num_data": len(x),
             "num_bootstrap": bootstrap,
             "num_others": {name: len(found[first]) for name, found in outside.items()},
+            **{f"ood/mean/{score}": {"sets": ", ".join(report)} for score in means},
             "ood/mean": {"sets": ", ".join(report)},
             "dtype": "areas float64",
         }
@@ -196,8 +196,13 @@ class OutOfDistribution(Evaluation):
             show(report)
 
 
+def mean_area(report: dict[str, dict[str, dict[str, list[float]]]], score: str) -> float:
+    """The mean over the sets of a score's area under the receiver operating characteristic."""
+    return sum(row[score]["auroc"][0] for row in report.values()) / len(report)
+
+
 def show(report: dict[str, dict[str, dict[str, list[float]]]]) -> None:
-    """Print a line for each set and score."""
+    """Print a line for each set and score, and the mean over the sets."""
     from rich.table import Table
 
     table = Table("other", "score", "AUROC", "interval", "AUPR", "FPR95", box=None)
@@ -208,6 +213,8 @@ def show(report: dict[str, dict[str, dict[str, list[float]]]]) -> None:
             interval = f"{low:.3f}–{high:.3f}"
             cells = (f"{area:.3f}", interval, f"{precision:.3f}", f"{false:.3f}")
             table.add_row(name, score, *cells)
+    for score in next(iter(report.values())):
+        table.add_row("mean", score, f"{mean_area(report, score):.3f}", "", "", "")
     print_table(table)
 
 

@@ -234,6 +234,15 @@ def test_bad_arguments_are_refused():
         DensityDataModule(Moons(), 10, num_val=0)
 
 
+def test_the_sixteen_gaussians_of_ldebm_are_the_published_ones():
+    density = VARIANTS["16 Gaussians, LDEBM"]
+    centers = density.centers
+    torch.testing.assert_close(centers.mean(0), torch.zeros(2, dtype=centers.dtype))
+    apart = torch.pdist(centers.double())
+    assert float(apart.min()) == pytest.approx(7.544, abs=1e-3)
+    assert density.std == pytest.approx(1.414, abs=1e-3)
+
+
 def test_data_module_keeps_its_points():
     module = DensityDataModule(GaussianGrid(), 10, num_train=55, num_val=20, num_test=15, seed=3)
     epochs = [torch.cat([x for x, _ in module.batches("train")]) for _ in range(2)]

@@ -89,6 +89,16 @@ def test_chain_of_a_flat_energy_is_linear_gaussian(level):
     assert float(y.mean()) == pytest.approx(mean, abs=4 * deviation / math.sqrt(2 * num) + 1e-4)
 
 
+@pytest.mark.parametrize("level", range(6))
+def test_chain_of_a_flat_energy_has_its_published_stationary_deviation(level):
+    """s / √(1 − ρ²), by a chain that starts at its center and is run until it stays."""
+    prior = quadratic(num_steps=2000 if level == 0 else 100)
+    num = 4_000
+    y = prior._run(torch.zeros(num, 2).double(), torch.full((num,), level), seeded())
+    deviation = [0.3238, 0.5207, 0.6417, 0.7275, 0.7913, 1.0246][level]
+    assert float(y.std()) == pytest.approx(deviation, rel=4 / math.sqrt(4 * num) + 1e-3)
+
+
 def test_generation_with_a_flat_energy_inflates():
     states = quadratic().trajectory(10_000, seeded())
     published = [1.0, 1.0246, 2.0421, 3.0928, 4.0766, 4.7981, 5.0721]

@@ -110,7 +110,9 @@ def test_a_test_prints_writes_and_draws(run, eblvm):
     areas = [metrics[f"test/ood/{name}"] for name in report["figures"]]
     assert metrics["test/ood/mean"] == pytest.approx(sum(areas) / 4, abs=1e-6)
     protocol = metrics["protocol"]["OutOfDistribution"]
-    assert set(protocol["ood/mean"]["sets"].split(", ")) == report["figures"].keys()
+    for name in ("ood/mean", "ood/mean/reconstruction"):
+        assert set(protocol[name]["sets"].split(", ")) == report["figures"].keys()
+    assert re.search(r"mean +bound +0\.\d+", done.out)
     assert (protocol["score"], protocol["split"]) == ("bound", "test")
     assert protocol["num_others"].keys() == report["figures"].keys()
     assert list((folder / "pictures").glob("ood_test.png"))
