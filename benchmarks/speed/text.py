@@ -8,6 +8,7 @@ in chains come from autograd. Where sentences have one length and the normalizat
 losses and gradients agree to rounding; `tests/test_speed_text.py` holds both to it.
 
 Figures are processor time on one thread, of steps that alternate: median, smallest and largest.
+With `--device cuda` they are of the clock, and each part is over when the device is done with it.
 
 Run: OMP_NUM_THREADS=1 python -m eblvm.benchmarks.speed.text
 """
@@ -97,7 +98,7 @@ def learner(method: str, sizes: Sizes) -> LatentEBM:
 
 def loss_of(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Tensor:
     """The loss of a step by the library; as `LatentEBM.step`, without the log."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(batch[0].device).manual_seed(seed)
     inference = model.latent.infer(batch[0], generator)
     terms = model.latent.loss(batch[0], generator, inference)
     loss = terms["reconstruction"].mean() + model.kl_weight(0) * terms["prior"].mean()
@@ -111,7 +112,7 @@ def loss_of(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Tensor
 
 def plain_loss(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Tensor:
     """The same loss, written out from the published algorithm."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(batch[0].device).manual_seed(seed)
     x, label = batch
     latent: Any = model.latent
     encoder, decoder = latent.posterior.encoder, latent.likelihood.decoder
@@ -226,18 +227,27 @@ def sentences(num: int, sizes: Sizes, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.randint(sizes.num_symbols, (num,), generator=generator)
 
 
-class Clock:
-    """Processor time by name; a part that is within another is not counted twice."""
+def seconds(device: torch.device) -> float:
+    """Processor time; on a GPU that of the clock, once the device is done."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
-    def __init__(self) -> None:
+
+class Clock:
+    """Time by name (see `seconds`); a part that is within another is not counted twice."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.spent: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str, within: str | None = None) -> Iterator[None]:
         """Add what the block takes to `name`, and take it from `within`."""
-        start = time.process_time()
+        start = seconds(self.device)
         yield
-        spent = time.process_time() - start
+        spent = seconds(self.device) - start
         self.spent[name] = self.spent.get(name, 0) + spent
         if within is not None:
             self.spent[within] = self.spent.get(within, 0) - spent
@@ -254,8 +264,8 @@ class Clock:
 
 
 def shares(model: LatentEBM, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Seconds of processor time of a step of the library, by part."""
-    clock, latent = Clock(), model.latent
+    """Seconds of a step of the library (see `seconds`), by part."""
+    clock, latent = Clock(batch[0].device), model.latent
     clock.wrap(latent.posterior, "proposal", "encoder")
     clock.wrap(latent.likelihood, "log_prob", "decoder")
     chain = "_run" if isinstance(latent.prior, DiffusionEnergyPrior) else "_negatives"
@@ -272,27 +282,28 @@ def shares(model: LatentEBM, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
     return {**clock.spent, "other": whole - sum(clock.spent.values())}
 
 
-def measure(method: str, sizes: Sizes, repeats: int) -> str:
-    """Processor time of steps by the library and by the transcription, as lines of text."""
+def measure(method: str, sizes: Sizes, repeats: int, device: torch.device) -> str:
+    """Time of steps by the library and by the transcription, as lines of text."""
     torch.manual_seed(0)
-    model = learner(method, sizes).train()
-    batch = sentences(BATCH[method], sizes)
-    seconds: dict[str, list[float]] = {"library": [], "transcription": []}
+    model = learner(method, sizes).train().to(device)
+    x, label = sentences(BATCH[method], sizes)
+    batch = (x.to(device), label.to(device))
+    spent: dict[str, list[float]] = {"library": [], "transcription": []}
     for repeat in range(repeats + 1):
         for name, function in (("library", loss_of), ("transcription", plain_loss)):
-            start = time.process_time()
+            start = seconds(device)
             function(model, batch, repeat).backward()
             if repeat:  # the first warms up
-                seconds[name].append(1e3 * (time.process_time() - start))
+                spent[name].append(1e3 * (seconds(device) - start))
             model.zero_grad()
     lines = [f"{method}, batches of {BATCH[method]}"]
-    for name, values in seconds.items():
+    for name, values in spent.items():
         spread = f"({min(values):.0f} to {max(values):.0f})"
         lines.append(f"  {name:14} {median(values):7.0f} ms {spread}")
-    ratio = median(seconds["transcription"]) / median(seconds["library"])
+    ratio = median(spent["transcription"]) / median(spent["library"])
     lines.append(f"  {ratio:.2f} times as fast")
-    spent = shares(model, batch)
-    parts = [f"{name} {100 * s / sum(spent.values()):.0f} %" for name, s in spent.items()]
+    part = shares(model, batch)
+    parts = [f"{name} {100 * s / sum(part.values()):.0f} %" for name, s in part.items()]
     return "\n".join([*lines, "  of a step with its update: " + ", ".join(parts)])
 
 
@@ -300,10 +311,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=list(BATCH), default=list(BATCH))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda")
     options = parser.parse_args(arguments)
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch sees no CUDA device")
     torch.set_num_threads(1)
     for method in options.methods:
-        print(measure(method, Sizes(), options.repeats), flush=True)
+        print(measure(method, Sizes(), options.repeats, options.device), flush=True)
 
 
 if __name__ == "__main__":
