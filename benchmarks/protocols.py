@@ -19,7 +19,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "ClassAccuracy": ("class_accuracy", "proposal_class_accuracy"),
     "Translations": ("translation_error", "psnr"),
     "Reconstructions": ("reconstruction_error",),
-    "Likelihood": ("log_likelihood*",),
+    "Likelihood": ("log_likelihood*", "released_log_likelihood*"),
     "BitsPerDimension": ("log_z_*", "ais_ess_*", "bits_per_dim_*"),
     "GridDensity": ("kl", "sample_kl"),
     "SampleDensity": ("sample_kl",),

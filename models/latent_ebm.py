@@ -197,9 +197,23 @@ class LatentEBM(Learner):
         return self.latent.reconstruct(x, generator)
 
     def log_likelihood(
-        self, x: Tensor, num_samples: int = 100, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        num_samples: int = 100,
+        generator: torch.Generator | None = None,
+        released: bool = False,
     ) -> Tensor:
-        """log p(x), estimated, with shape `(B,)`, in nats."""
+        """log p(x), estimated, with shape `(B,)`, in nats.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`.
+            num_samples: Importance samples per row.
+            generator: Source of the noise.
+            released: Whether to estimate as published text models were
+                (`LatentVariableModel.log_likelihood`), which is optimistic.
+        """
+        if released:
+            return self.latent.log_likelihood(x, num_samples, None, generator, released=True)
         log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
         return self.latent.log_likelihood(x, num_samples, log_z, generator)
 

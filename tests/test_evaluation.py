@@ -109,6 +109,29 @@ def test_the_density_of_a_linear_vae_is_its_evidence():
     assert float(kl_of_masses(log_truth, log_prob)) == pytest.approx(0, abs=1e-4)
 
 
+def test_the_released_likelihood_has_a_column_of_its_own(tmp_path):
+    data = DensityDataModule(EightGaussians(), 20, num_train=40, num_val=20, num_test=20)
+    callback = Likelihood(5, released=True)
+    run = trainer(tmp_path, callback, max_epochs=1)
+    learner = vae((2,))
+    run.fit(learner, datamodule=data)
+    assert "val/released_log_likelihood" in run.callback_metrics
+    assert "val/log_likelihood" not in run.callback_metrics
+    assert "released" in str(callback.protocol)
+    with pytest.raises(TypeError, match="Boltzmann has no released estimator"):
+        callback.see(run, Boltzmann(), next(data.batches("val")), 0)
+
+
+class Boltzmann(nn.Module):
+    """Knows its likelihood, and has no other way to tell it."""
+
+    def log_likelihood(self, x, num_samples=100, generator=None):
+        return x.sum(1)
+
+    def generator(self, *numbers):
+        return None
+
+
 def test_all_figures_of_images_are_logged_and_pictures_written(tmp_path):
     data = ImageDataModule("Synthetic", 8, 1, 16, num_synthetic=60)
     features = PixelFeatures((1, 8, 8))
