@@ -72,11 +72,13 @@ def value_and_gradient(
     leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
     try:
         e = energy(leaf)
-        if ones is not None:
-            return e.detach(), checked_gradient(e, leaf, ones)
-        if e.shape != leaf.shape[:1] or not e.requires_grad:
+        if ones is None:
+            if e.shape != leaf.shape[:1] or not e.requires_grad:
+                _explain(e, leaf)
+            ones = torch.ones_like(e)
+        gradient = checked_gradient(e, leaf, ones)
+        if gradient is None:
             _explain(e, leaf)
-        (gradient,) = torch.autograd.grad(e, leaf, torch.ones_like(e))
     except RuntimeError as error:
         if "Inference tensors cannot be saved" in str(error):
             raise RuntimeError(
