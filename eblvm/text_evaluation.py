@@ -398,7 +398,7 @@ class Clusters(Evaluation):
         examples: dict[int, list[str]] = {}
         for z, label, sentences in self._seen:
             nearest = torch.cdist(z.double().cpu(), centers).argmin(1)
-            for metric, column in zip(metrics.values(), label.T, strict=True):
+            for metric, column in zip(metrics.values(), label.T, strict=bool(metrics)):
                 metric.update(nearest.to(column.device), column)
             for k, words in zip(nearest.tolist(), sentences, strict=True):
                 examples.setdefault(k, []).append(" ".join(words))
