@@ -67,12 +67,12 @@ class OutOfDistribution(Evaluation):
 
     Arguments:
         others: Name to data module, whose test split is taken; its x has the shape of the data's.
-        score: The one that `ood/SET` is of; the learner's first if None.
         num: Data of each set.
         num_bootstrap: Resamples for the intervals.
         built_in: Whether noise, constants and interpolations are among the sets.
         every_n_epochs: Epochs between looks.
         scale: Noise and gray levels are uniform on [−scale, scale]; 1 for images.
+        score: The one that `ood/SET` is of; the learner's first if None.
 
     Raises:
         ValueError: If there are no other sets, or one is named `mean`; or, at the first look, if
@@ -83,12 +83,12 @@ class OutOfDistribution(Evaluation):
     def __init__(
         self,
         others: dict[str, DataModule] | None = None,
-        score: str | None = None,
         num: int = 1000,
         num_bootstrap: int = 200,
         built_in: bool = True,
         every_n_epochs: int = 1,
         scale: float = 1.0,
+        score: str | None = None,
     ) -> None:
         super().__init__(every_n_epochs)
         if not others and not built_in:

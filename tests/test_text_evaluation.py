@@ -230,6 +230,17 @@ def test_clusters_of_latents_that_are_topics(tmp_path):
         assert len(topics) == 1 and sum(map(bool, lines)) <= 2
 
 
+def test_clusters_of_a_corpus_without_labels_are_written_without_figures(tmp_path, monkeypatch):
+    data = grammar()
+    model = oracle(data)
+    model.latent.posterior = AmortizedPosterior(TopicOf(data))
+    monkeypatch.setattr(TextDataModule, "label_values", property(lambda self: {}))
+    run = trainer(tmp_path, Clusters(5, num_examples=2))
+    run.test(model, data, verbose=False)
+    assert not [name for name in run.callback_metrics if "cluster" in name]
+    assert "cluster " in (tmp_path / "texts" / "clusters_test.txt").read_text()
+
+
 def test_figures_of_a_model_that_knows_everything(tmp_path):
     data = grammar()
     run = trainer(tmp_path, Sentences(60), SentenceReconstructions(5), Symbols(3, per_batch=True))
