@@ -317,6 +317,7 @@ class Section:
             labels = budgets.setdefault(str(cell.budget), [])
             labels += [cell.label] * (cell.label not in labels)
         said = [part.table.note] if part.table.note else []
+        said += self.recipes()
         if len(budgets) == 1:
             said.append(f"Budget of each cell: {next(iter(budgets))}.")
         else:
@@ -330,6 +331,24 @@ class Section:
         said += self.protocols()
         if part.missing:
             said.append(f"{part.missing} cells have not been run.")
+        return said
+
+    def recipes(self) -> list[str]:
+        """What each row ran: a line of the recipes, and those of the options."""
+        cells = list({cell.label: cell for cell in self.part.table.cells}.values())
+        if not cells:
+            return []
+        paths = {cell.label: Path(cell.recipe) for cell in cells}  # one outside is a whole path
+        names = {label: p.name if p.is_absolute() else str(p) for label, p in paths.items()}
+        said = ["Recipes: " + ", ".join(f"{label} {name}" for label, name in names.items()) + "."]
+        common = [o for o in cells[0].options if all(o in cell.options for cell in cells)]
+        if common:
+            said.append(f"Options of each cell: {' '.join(common)}")
+        rows: dict[str, list[str]] = {}
+        for cell in cells:
+            if own := " ".join(o for o in cell.options if o not in common):
+                rows.setdefault(own, []).append(cell.label)
+        said += [f"Options of {', '.join(labels)}: {own}" for own, labels in rows.items()]
         return said
 
     def protocols(self) -> list[str]:

@@ -140,16 +140,21 @@ class Evaluation(Callback):
     empty before the first look, and for callbacks that log no figure.
 
     Arguments:
-        every_n_epochs: Epochs between looks.
+        every_n_epochs: Epochs between looks; 0 looks at tests only.
+
+    Raises:
+        ValueError: If it is negative.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs is {every_n_epochs}; expected 0 or more.")
         self.every_n_epochs = every_n_epochs
         self.protocol: dict[str, Any] = {}
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation or test counts."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not self.every_n_epochs:
             return False
         epoch = trainer.current_epoch + 1
         last = trainer.max_epochs is not None and epoch == trainer.max_epochs

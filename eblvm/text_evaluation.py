@@ -222,9 +222,6 @@ class WrittenLanguage(Evaluation):
         self.num_epochs = num_epochs
         self.compare = compare
 
-    def due(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs > 0 and super().due(trainer)
-
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         data, vocabulary = text_of(trainer, "WrittenLanguage")
         written = draw(require(learner, Sampling, "WrittenLanguage"), trainer, self.num)
@@ -441,9 +438,6 @@ class Control(Evaluation):
         self.num = num
         self.num_epochs = num_epochs
 
-    def due(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs > 0 and super().due(trainer)
-
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         model: Any = require(learner, Latent, "Control")
         data, vocabulary = text_of(trainer, "Control")
@@ -504,9 +498,6 @@ class Interpolations(Evaluation):
         self._ends: list[Tensor] = []
         self._real: list[str] = []
 
-    def due(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs > 0 and super().due(trainer)
-
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         wanted = 2 * self.num - len(self._real)
         if wanted > 0 and batch[0].dim() == 2:
@@ -550,9 +541,6 @@ class LatentPicture(Evaluation):
         self._z: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._prior: list[Tensor] = []
-
-    def due(self, trainer: Trainer) -> bool:
-        return self.every_n_epochs > 0 and super().due(trainer)
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         if sum(map(len, self._z)) < self.num:

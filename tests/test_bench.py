@@ -179,19 +179,24 @@ def judges_of(cell):
     """Settings, by class, of what makes the figures of a cell, as far as its YAML tells."""
     content = yaml.safe_load(resolve_recipe(cell.recipe).read_text())
     data = content["data"]["init_args"]
-    options = dict(option.split("=") for option in cell.options)
+    options = dict(option.split("=", 1) for option in cell.options)
     size = options.get("--data.init_args.val_size", data.get("val_size"))
     found = {"data": {"image_size": data.get("image_size"), "val_size": str(size)}}
-    for callback in content["trainer"].get("callbacks", []):
+    callbacks = content["trainer"].get("callbacks", [])
+    callbacks = yaml.safe_load(options.get("--trainer.callbacks", "null")) or callbacks
+    if more := options.get("--trainer.callbacks+"):
+        callbacks = [*callbacks, yaml.safe_load(more)]
+    last = dict(callbacks[-1].get("init_args") or {})
+    for option, value in options.items():
+        if option.startswith("--trainer.callbacks.init_args."):
+            last[option.rpartition(".")[2]] = yaml.safe_load(value)
+    for callback in [*callbacks[:-1], {**callbacks[-1], "init_args": last}]:
         settings = dict(callback.get("init_args") or {})
         kind = callback["class_path"].rpartition(".")[2]
         if kind in ("SampleQuality", "GridDensity", "Modes", "SampleDensity"):
             settings.pop("every_n_epochs", None)
             defaults = {"Modes": {"num": 10_000}, "SampleDensity": {"num": 20_000}}
             found[kind] = {**defaults.get(kind, {}), **settings}
-            if callback is content["trainer"]["callbacks"][-1]:
-                num = options.get("--trainer.callbacks.init_args.num")
-                found[kind] |= {"num": int(num)} if num else {}
     return found
 
 

@@ -192,6 +192,13 @@ def test_every_n_epochs_and_the_last(tmp_path):
     data = ImageDataModule("Synthetic", 8, 1, 16, num_synthetic=60)
     trainer(tmp_path, Count(every_n_epochs=3), max_epochs=5).fit(vae((1, 8, 8)), datamodule=data)
     assert epochs == [2, 4]
+    run = trainer(tmp_path, Count(every_n_epochs=0), max_epochs=1)
+    run.fit(vae((1, 8, 8)), datamodule=data)
+    assert epochs == [2, 4]  # none of validation, one of a test
+    run.test(vae((1, 8, 8)), datamodule=data, verbose=False)
+    assert len(epochs) == 3
+    with pytest.raises(ValueError, match="every_n_epochs is -1"):
+        Count(every_n_epochs=-1)
 
 
 def test_density_of_the_plane(tmp_path):

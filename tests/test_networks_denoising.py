@@ -106,6 +106,17 @@ def test_waves_double_their_frequency():
         assert TimedMLPEncoder(2, 3, **settings)(x, x_next, t).shape == (5, 6)
 
 
+def test_a_reference_adds_to_the_energy():
+    x, x_next, t = torch.randn(5, 2), torch.randn(5, 2), torch.arange(5)
+    bare = TimedMLPEnergy(2, 2, hidden_dims=[8])
+    tied = TimedMLPEnergy(2, 2, hidden_dims=[8], reference_scale=0.5)
+    tied.load_state_dict(bare.state_dict())
+    expected = bare(x, t, x_next) + 2 * x.square().sum(1)  # the condition takes no part
+    torch.testing.assert_close(tied(x, t, x_next), expected)
+    with pytest.raises(ValueError, match="scale is 0"):
+        TimedMLPEnergy(2, reference_scale=0)
+
+
 def test_smooth_resampling_is_filtering_of_spread_pixels():
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     up, down = Resample(True).double(), Resample(False).double()

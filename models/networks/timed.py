@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from eblvm.energies import TimeEnergy
+from eblvm.energies import GaussianReference, TimeEnergy
 
 from .residual import sinusoidal_table
 from .waves import waves
@@ -101,6 +101,11 @@ class TimedMLPEnergy(TimeEnergy):
         branch_dims: As in `TimedMLP`.
         num_waves: The network sees sin and cos of 2ʲ times each coordinate, too, j = 0 … num_waves
             − 1, which a density with small features needs; none by default.
+        reference_scale: σ of an energy ‖x‖²/2σ² that the network's adds to, so that the density
+            falls off where there are neither data nor samples to teach it; none if None.
+
+    Raises:
+        ValueError: If `reference_scale` is not positive.
     """
 
     def __init__(
@@ -111,17 +116,20 @@ class TimedMLPEnergy(TimeEnergy):
         time_dim: int = 16,
         branch_dims: Sequence[int] = (16, 32),
         num_waves: int = 0,
+        reference_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.num_waves = num_waves
+        self.reference = None if reference_scale is None else GaussianReference(reference_scale)
         width = (in_dim + context_dim) * (1 + 2 * num_waves)
         self.net = TimedMLP(width, 1, hidden_dims, time_dim, branch_dims=branch_dims)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        x = x.flatten(1)
+        x = seen = x.flatten(1)
         if context is not None:
-            x = torch.cat([x, context.flatten(1)], dim=1)
-        return self.net(waves(x, self.num_waves), t).squeeze(1)
+            seen = torch.cat([x, context.flatten(1)], dim=1)
+        energy = self.net(waves(seen, self.num_waves), t).squeeze(1)
+        return energy if self.reference is None else energy + self.reference(x)
 
 
 class TimedMLPGenerator(nn.Module):
