@@ -7,7 +7,8 @@ from torch import nn
 
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
-from eblvm.models.networks import MLP, MLPEnergy
+from eblvm.models import LatentEBM
+from eblvm.models.networks import MLP, MLPEnergy, StridedDecoder, StridedEncoder
 from eblvm.posteriors import AmortizedPosterior, LangevinPosterior
 from eblvm.priors import EnergyPrior, GaussianPrior
 from eblvm.samplers import Langevin
@@ -184,3 +185,23 @@ def test_released_estimate_is_self_normalized_and_optimistic():
         x, 200, generator=torch.Generator().manual_seed(0), released=True
     )
     assert float((found - exact.evidence(x)).mean()) > 0.3
+
+
+def test_channels_last_agrees_to_rounding():
+    def build(channels_last):
+        torch.manual_seed(0)
+        latent = LatentVariableModel(
+            GaussianPrior(4),
+            AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
+            GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
+        )
+        rates = {"posterior": 1e-3, "likelihood": 1e-3}
+        return LatentEBM(latent, rates, channels_last=channels_last)
+
+    first, last = build(False), build(True)
+    filters = last.latent.posterior.encoder.net[0].weight
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+    batch = (torch.rand(6, 3, 8, 8), None)
+    expected = first.terms(batch, seeded(0))
+    for name, term in last.terms(batch, seeded(0)).items():
+        torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
