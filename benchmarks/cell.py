@@ -153,8 +153,9 @@ def pictured(run: Path, ckpt: Path, folder: Path, eblvm: Eblvm) -> str | None:
 
 
 def config_hash(path: Path) -> str:
-    """SHA-256 of a run's configuration, but for where its files go."""
-    kept = re.sub(r"(?m)^(runs|ckpt_path|wandb):.*\n", "", path.read_text(encoding="utf-8"))
+    """SHA-256 of a run's configuration, but for its seeds and where its files go."""
+    left = r"(?m)^(runs|ckpt_path|wandb|seed_everything|    seed):.*\n"
+    kept = re.sub(left, "", path.read_text(encoding="utf-8"))
     return hashlib.sha256(kept.encode()).hexdigest()
 
 

@@ -43,6 +43,7 @@ figure img { height: auto; max-width: 100%; width: 100%; }
 figcaption, .soft, summary { color: var(--soft); font-size: .85rem; }
 pre { font-size: .8rem; overflow-x: auto; white-space: pre-wrap; }
 ul { padding-left: 1.2rem; }
+li, pre { overflow-wrap: anywhere; }
 """
 
 

@@ -338,9 +338,9 @@ class Section:
         cells = list({cell.label: cell for cell in self.part.table.cells}.values())
         if not cells:
             return []
-        paths = {cell.label: Path(cell.recipe) for cell in cells}  # one outside is a whole path
-        names = {label: p.name if p.is_absolute() else str(p) for label, p in paths.items()}
-        said = ["Recipes: " + ", ".join(f"{label} {name}" for label, name in names.items()) + "."]
+        # of a file outside the package, its name and its folder's
+        files = {cell.label: "/".join(Path(cell.recipe).parts[-2:]) for cell in cells}
+        said = ["Recipes: " + "; ".join(f"{label}: {file}" for label, file in files.items()) + "."]
         common = [o for o in cells[0].options if all(o in cell.options for cell in cells)]
         if common:
             said.append(f"Options of each cell: {' '.join(common)}")
@@ -348,7 +348,16 @@ class Section:
         for cell in cells:
             if own := " ".join(o for o in cell.options if o not in common):
                 rows.setdefault(own, []).append(cell.label)
-        said += [f"Options of {', '.join(labels)}: {own}" for own, labels in rows.items()]
+        said += [f"Options of {'; '.join(labels)}: {own}" for own, labels in rows.items()]
+        hashes: dict[str, set[str]] = {}
+        for record in self.part.records:
+            if record.get("config_sha256"):
+                hashes.setdefault(record["label"], set()).add(record["config_sha256"])
+        if mixed := [label for label, found in hashes.items() if len(found) > 1]:
+            said.append(
+                f"The seeds of {'; '.join(mixed)} differ in more than their seeds: recipes or "
+                "options changed between their runs."
+            )
         return said
 
     def protocols(self) -> list[str]:

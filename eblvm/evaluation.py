@@ -26,7 +26,7 @@ from eblvm.metrics import (
     count_modes,
     grid_points,
 )
-from eblvm.metrics.grid import histogram_kl, kl_of_masses
+from eblvm.metrics.grid import Bounds, histogram_kl, kl_of_masses
 from eblvm.pictures import density_figure, image_grid, save_image, scatter_figure
 
 __all__ = [
@@ -440,8 +440,8 @@ class GridDensity(Evaluation):
         }
         log(learner, stage, figures)
         self.protocol = {
-            "kl": {"resolution": self.resolution, "bounds": str(bounds), "dtype": "float64"},
-            **histogram_protocol(len(samples), self.bins),
+            "kl": {"resolution": self.resolution, "bounds": rounded(bounds), "dtype": "float64"},
+            **histogram_protocol(len(samples), self.bins, density.bounds),
         }
         maps = {"data": truth, "model": log_prob}
         publish(trainer, "density", density_figure(maps, samples[:3000], bounds))
@@ -483,7 +483,8 @@ class Modes(Evaluation):
         log(learner, stage, {n: torch.tensor(float(value)) for n, value in figures.items()})
         self.protocol = {
             "num_samples": len(samples),
-            "near": "3 standard deviations",
+            "num_centers": len(centers),
+            "near": f"3 standard deviations of {float(std):.4g}",
             "hit": "0.16 of the fair share",
             "dtype": "distances float64",
         }
@@ -511,12 +512,17 @@ class SampleDensity(Evaluation):
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)
         log(learner, stage, {"sample_kl": kl})
-        self.protocol = histogram_protocol(len(samples), self.bins)
+        self.protocol = histogram_protocol(len(samples), self.bins, density.bounds)
 
 
-def histogram_protocol(num: int, bins: int) -> dict[str, Any]:
+def histogram_protocol(num: int, bins: int, bounds: Bounds) -> dict[str, Any]:
     """How a divergence from a histogram of samples was made."""
-    return {"num_samples": num, "bins": bins, "dtype": "shares float64"}
+    return {"num_samples": num, "bins": bins, "box": rounded(bounds), "dtype": "shares float64"}
+
+
+def rounded(bounds: Bounds) -> str:
+    """A box for readers and for comparisons, to four digits."""
+    return str(tuple(tuple(float(f"{side:.4g}") for side in axis) for axis in bounds))
 
 
 class StackedModes(Evaluation):

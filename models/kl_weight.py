@@ -7,7 +7,13 @@ __all__ = ["ConstantWeight", "CyclicWeight", "KLWeight", "LogisticWeight"]
 
 
 class KLWeight(ABC):
-    """A weight for each optimizer step."""
+    """A weight for each optimizer step.
+
+    Attributes:
+        value: The full weight, which validation and test take at any step.
+    """
+
+    value: float = 1.0
 
     @abstractmethod
     def __call__(self, step: int) -> float:

@@ -44,7 +44,7 @@ class LatentEBM(Learner):
         optimizer: From parameter groups to an optimizer.
         scheduler: From the optimizer to a schedule that steps once an epoch.
         kl_weight: Factor on the prior term, a number or one for each step; 1 is the evidence lower
-            bound.
+            bound. Validation and test take its full value.
         regularizers: Further terms of the loss.
         clip_norms: Largest gradient norm by component; `a+b` clips two jointly. Components that are
             not named follow `--trainer.gradient_clip_val`.
@@ -109,9 +109,12 @@ class LatentEBM(Learner):
 
     def step(self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str) -> Tensor:
         """The loss of a batch, logged by term."""
-        generator, weight = self.generator(batch_idx), self.kl_weight(self.global_step)
+        generator = self.generator(batch_idx)
+        training = stage == "train"
+        # losses of all validations are of one scale, so that the best of them means something
+        weight = self.kl_weight(self.global_step) if training else self.kl_weight.value
         inference = self.latent.infer(batch[0], generator)
-        if self.autoencoding and stage == "train":
+        if self.autoencoding and training:
             inference = inference.at_mean()
             log_prob = self.latent.likelihood.log_prob(batch[0], inference.z)
             terms = {"reconstruction": -log_prob.mean()}
@@ -131,7 +134,7 @@ class LatentEBM(Learner):
         self.require_finite(terms)
         log = {**terms, "loss": loss}
         if "prior" in terms:
-            if stage == "train" and self.noting:
+            if training and self.noting:
                 self.signs = self.latent.prior.vital_signs()
                 log |= self.signs
             log |= self.latent.prior.diagnostics
@@ -140,7 +143,7 @@ class LatentEBM(Learner):
         self.log_dict(
             {f"{stage}/{name}": value for name, value in log.items()},
             batch_size=len(batch[0]),
-            sync_dist=stage != "train",
+            sync_dist=not training,
         )
         return loss
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from scipy import stats
 
@@ -26,6 +27,8 @@ from eblvm.benchmarks.statistics import Summary, compare, holm, p_value, summari
 from eblvm.benchmarks.suite import Budget, Cell, Suite, load_suite, suite_names
 from eblvm.cli import UserError, recipe_root, resolve_recipe
 from eblvm.cli import main as command_line
+from eblvm.data import synthetic
+from eblvm.training import parse
 
 TINY = Path(__file__).with_name("tiny.yaml")
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -118,7 +121,7 @@ class TestSuite:
         for name in suite_names():
             for table in load_suite(name).tables:
                 seen = {}
-                for cell in table.cells:
+                for cell in {cell.label: cell for cell in table.cells}.values():
                     for judge, settings in judges_of(cell).items():
                         known = seen.setdefault(judge, (cell.recipe, settings))
                         assert settings == known[1], f"{name}: {cell.recipe} and {known[0]}"
@@ -175,28 +178,43 @@ class TestSuite:
             load_suite("quik")
 
 
+JUDGES = {
+    "SampleQuality": ("num",),
+    "GridDensity": ("resolution", "box", "num", "bins"),
+    "SampleDensity": ("num", "bins"),
+    "Modes": ("num",),
+}
+
+
 def judges_of(cell):
-    """Settings, by class, of what makes the figures of a cell, as far as its YAML tells."""
+    """What makes the figures of a cell: data, their density, and settings of callbacks by class.
+
+    Options may be merged into what the recipe has, so cells with options that matter are resolved
+    as `eblvm fit` would; the rest is read from the YAML, with the defaults of the classes.
+    """
     content = yaml.safe_load(resolve_recipe(cell.recipe).read_text())
     data = content["data"]["init_args"]
     options = dict(option.split("=", 1) for option in cell.options)
     size = options.get("--data.init_args.val_size", data.get("val_size"))
     found = {"data": {"image_size": data.get("image_size"), "val_size": str(size)}}
-    callbacks = content["trainer"].get("callbacks", [])
-    callbacks = yaml.safe_load(options.get("--trainer.callbacks", "null")) or callbacks
-    if more := options.get("--trainer.callbacks+"):
-        callbacks = [*callbacks, yaml.safe_load(more)]
-    last = dict(callbacks[-1].get("init_args") or {})
-    for option, value in options.items():
-        if option.startswith("--trainer.callbacks.init_args."):
-            last[option.rpartition(".")[2]] = yaml.safe_load(value)
-    for callback in [*callbacks[:-1], {**callbacks[-1], "init_args": last}]:
-        settings = dict(callback.get("init_args") or {})
+    callbacks, said = content["trainer"].get("callbacks", []), data.get("density")
+    if any("callbacks" in option or "density" in option for option in options):
+        resolved = parse(cell.recipe, *cell.options).config.as_dict()
+        callbacks, data = resolved["trainer"]["callbacks"], resolved["data"]["init_args"]
+        said = data.get("density")
+    for callback in callbacks:
         kind = callback["class_path"].rpartition(".")[2]
-        if kind in ("SampleQuality", "GridDensity", "Modes", "SampleDensity"):
-            settings.pop("every_n_epochs", None)
-            defaults = {"Modes": {"num": 10_000}, "SampleDensity": {"num": 20_000}}
-            found[kind] = {**defaults.get(kind, {}), **settings}
+        if kind in JUDGES:
+            settings = callback.get("init_args") or {}
+            defaults = inspect.signature(getattr(evaluation, kind)).parameters
+            found[kind] = {n: settings.get(n, defaults[n].default) for n in JUDGES[kind]}
+            if kind == "SampleQuality":
+                found[kind]["features"] = settings["features"]["init_args"].get("weights")
+    if said:
+        kind = getattr(synthetic, said["class_path"].rpartition(".")[2])
+        truth = kind(**(said.get("init_args") or {}))
+        sides = torch.tensor(truth.bounds).flatten().tolist()
+        found["density"] = kind.__name__, [f"{side:.3f}" for side in sides]
     return found
 
 
@@ -360,6 +378,8 @@ class TestReport:
         assert "| theirs | 1.5 | Someone, 2020 |" in text
         assert "failed: tiny/broken/seed_0: eblvm: error: <no>" in text
         assert "2 cells have not been run" in text
+        assert re.search(r"- Recipes: tiny: \S+/tiny\.yaml; broken: \S+; longer: ", text)
+        assert "- Options of broken: --model.init_args.nothing=1\n" in text
         for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
             assert (markdown.parent / name).is_file()
         assert "tiny_curves.svg" in text
@@ -395,6 +415,13 @@ class TestReport:
         assert "SampleQuality of longer, broken: num_fake 2000, split test" in text
         assert "against broken p" in text or "against longer p" in text
         assert "tiny p" not in text
+
+    def test_seeds_of_a_recipe_that_changed_in_between(self, folder, tmp_path):
+        for seed, found in enumerate("aab"):
+            keep(folder / "results.jsonl", {**record("tiny", seed, 1.0), "config_sha256": found})
+            keep(folder / "results.jsonl", {**record("longer", seed, 1.0), "config_sha256": "c"})
+        text = write_report([folder], tmp_path)[0].read_text()
+        assert "The seeds of tiny differ in more than their seeds" in text
 
     def test_a_failure_without_a_word(self, folder, tmp_path):
         silent = {"status": "failed", "error": ""}
