@@ -280,7 +280,9 @@ class CompileNetworks(Callback):
     """`torch.compile` of each component's networks, in place; checkpoints keep their names.
 
     Worth its compile time (10–90 s) on a GPU and for networks that run long; the short chains of
-    small tilts are better left alone, see `eblvm.samplers`.
+    small tilts are better left alone, see `eblvm.samplers`. Energies with a gradient penalty, and
+    others whose gradients are differentiated, stay as they are: compiled code has no second
+    derivatives.
 
     Arguments:
         backend: As in `torch.compile`.
@@ -297,4 +299,10 @@ class CompileNetworks(Callback):
 def networks(module: nn.Module) -> list[nn.Module]:
     """The encoders, decoders and nets inside a learner, the parts worth compiling."""
     names = ("encoder", "decoder", "net", "network")
-    return [m for name, m in module.named_modules() if name.rpartition(".")[2] in names]
+    twice = getattr(module, "twice_differentiated", list)()
+    left = {id(part) for whole in twice for part in whole.modules()}
+    return [
+        part
+        for name, part in module.named_modules()
+        if name.rpartition(".")[2] in names and id(part) not in left
+    ]

@@ -199,6 +199,9 @@ class BiDVL(TwoPlayer):
     def player(self) -> dict[str, nn.Module]:
         return {name: getattr(self.latent, name) for name in ("prior", "posterior", "likelihood")}
 
+    def twice_differentiated(self) -> list[nn.Module]:
+        return [self.energy] if self.gradient_penalty else []
+
     @property
     def warming(self) -> bool:
         """Whether the energy still rests; a trainer that only evaluates counts no steps itself."""

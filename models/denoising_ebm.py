@@ -132,6 +132,9 @@ class DenoisingEBM(TwoPlayer):
     def player(self) -> dict[str, nn.Module]:
         return {"generator": self.net, "divergence": self.divergence}
 
+    def twice_differentiated(self) -> list[nn.Module]:
+        return [] if getattr(self.divergence, "penalty", None) is None else [self.energy]
+
     def best(self, name: str) -> Any:
         """A component as it samples and scores: its running average, where there is one."""
         if name in self.averaged and not self.training:

@@ -85,6 +85,8 @@ class JointBiDVL(TwoPlayer):
         self.posterior = SymmetricDivergence() if posterior is None else posterior
         self.joint = SymmetricDivergence() if joint is None else joint
         self.unroll_steps = unroll_steps
+        self._gradients: Tensor | None = None
+        """Of J and of minus the log-likelihood, summed over data seen, `(2, parameters)`."""
         self.pair.check(self.posterior, self.joint)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
@@ -93,6 +95,9 @@ class JointBiDVL(TwoPlayer):
 
     def player(self) -> dict[str, nn.Module]:
         return {"pair": self.pair}
+
+    def twice_differentiated(self) -> list[nn.Module]:
+        return [self.energy, self.pair] if self.unroll_steps else []
 
     def critic_terms(
         self, batch: tuple[Tensor, Tensor], generator: torch.Generator, step: int
@@ -139,13 +144,37 @@ class JointBiDVL(TwoPlayer):
             figures["loss"] = -self.log_likelihood(x).mean()
             figures["posterior_kl"] = self.pair.posterior_divergence(self.energy, x)[0].mean()
             figures["joint_kl"] = self.pair.joint_divergence(self.energy)[0]
-            fit = gradient_fit(self.energy, self.pair.upper(self.energy, x).mean(), x)
-            figures |= {"gradient_cosine": fit[0], "gradient_error": fit[1]}
+            self._add_gradients(x)
         self.log_dict(
             {f"{stage}/{name}": value.detach() for name, value in figures.items()},
             batch_size=len(x),
             sync_dist=True,
         )
+
+    def _add_gradients(self, x: Tensor) -> None:
+        """Sums over the data, as the ratio of their norms is no mean over batches."""
+        upper = self.pair.upper(self.energy, x).mean()
+        both = torch.stack(gradients(self.energy, upper, x)) * len(x)
+        self._gradients = both if self._gradients is None else self._gradients + both
+
+    def _log_gradients(self, stage: str) -> None:
+        if self._gradients is not None:
+            found, truth = self.all_gather(self._gradients).view(-1, *self._gradients.shape).sum(0)
+            cosine, error = compared(found, truth)
+            self.log_dict({f"{stage}/gradient_cosine": cosine, f"{stage}/gradient_error": error})
+        self._gradients = None
+
+    def on_validation_epoch_start(self) -> None:
+        self._gradients = None
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_gradients("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._gradients = None
+
+    def on_test_epoch_end(self) -> None:
+        self._log_gradients("test")
 
     @torch.enable_grad()
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -192,12 +221,21 @@ def gradient_fit(
         The cosine of the angle between the gradients, and the norm of their difference over that
         of the exact one.
     """
+    return compared(*gradients(energy, objective, x))
+
+
+def gradients(energy: GaussianBernoulliRBM, objective: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the objective and of minus the mean log-likelihood, flat; arguments of `gradient_fit`."""
     parameters = list(energy.parameters())
-    exact = (energy(x).mean() + energy.log_normalizer(),)
-    both = [
+    exact = energy(x).mean() + energy.log_normalizer()
+    found, truth = (
         torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])
-        for value in (objective, *exact)
-    ]
-    found, truth = both
+        for value in (objective, exact)
+    )
+    return found, truth
+
+
+def compared(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosine of two vectors, and the norm of their difference over the second's."""
     cosine = found @ truth / (found.norm() * truth.norm())
     return cosine, (found - truth).norm() / truth.norm()

@@ -76,6 +76,10 @@ class Learner(LightningModule):
         """Whether there is an energy that can run away, so that a guard has to watch."""
         return False
 
+    def twice_differentiated(self) -> list[nn.Module]:
+        """Modules whose gradients are differentiated in training, which compiled code cannot be."""
+        return []
+
     def configure_callbacks(self) -> list[Callback]:
         """A `DivergenceGuard` for those that learn an energy, unless the recipe has its own."""
         callbacks: list[Callback] = getattr(self._trainer, "callbacks", [])

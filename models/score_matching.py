@@ -47,6 +47,9 @@ class ScoreMatchingEBM(Learner):
     def learns_energy(self) -> bool:
         return True
 
+    def twice_differentiated(self) -> list[nn.Module]:
+        return [self.energy]
+
     def components(self) -> dict[str, nn.Module]:
         return {"energy": self.energy}
 

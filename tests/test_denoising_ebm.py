@@ -1,12 +1,20 @@
 """The learner of few-step diffusions: exact generators, running averages, what it refuses."""
 
+import warnings
+from functools import partial
+
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader
 
-from eblvm.divergences import NonSaturating, ReverseKL, step_variance
+from eblvm.callbacks import CompileNetworks, networks
+from eblvm.divergences import GradientPenalty, Jeffrey, NonSaturating, ReverseKL, step_variance
 from eblvm.energies import TimeEnergy
 from eblvm.models import DenoisingEBM
+from eblvm.models.networks import TimedMLPEncoder, TimedMLPEnergy, TimedMLPGenerator
 from eblvm.schedules import VariancePreservingSchedule
 
 
@@ -109,3 +117,116 @@ def test_scores_are_log_densities_of_every_level():
 def test_a_critic_scores_pairs():
     scores = learner(NonSaturating()).eval().scores(torch.tensor([[0.0], [5.0]]))
     assert list(scores) == ["critic"] and scores["critic"][0] > scores["critic"][1]
+
+
+def trained(tmp_path, model, num_steps, batches, *callbacks, ckpt_path=None, max_epochs=None):
+    """The trainer after so many steps or epochs on these batches, in their order."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    quiet |= {"max_steps": num_steps or -1, "max_epochs": max_epochs}
+    run = Trainer(callbacks=list(callbacks), **quiet)
+    data = DataLoader([(x, torch.tensor(0)) for x in batches], batch_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.fit(model, data, ckpt_path=ckpt_path)
+    return run
+
+
+def small(penalty=None, **settings):
+    """A learner of perceptrons on the plane."""
+    torch.manual_seed(0)
+    encoder = TimedMLPEncoder(2, 3, hidden_dims=[8])
+    parts = (TimedMLPEnergy(2, 0, [8]), TimedMLPGenerator(2, 3, [8]), VariancePreservingSchedule(2))
+    rates = {"energy": 1e-2, "generator": 1e-2, "divergence": 1e-2}
+    return DenoisingEBM(*parts, Jeffrey(encoder, penalty=penalty), 3, [2], rates, **settings)
+
+
+BATCHES = torch.randn(6, 5, 2, generator=torch.Generator().manual_seed(1))
+
+
+def test_training_updates_the_averages(tmp_path):
+    model = small(ema_decay=0.9)
+    first, seen = {n: p.clone() for n, p in model.energy.named_parameters()}, []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *more):
+            seen.append({n: p.detach().clone() for n, p in pl_module.energy.named_parameters()})
+
+    trained(tmp_path, model, 3, BATCHES, Look())
+    for name, average in model.averaged["energy"].module.named_parameters():
+        one, two, three = (step[name] for step in seen)
+        torch.testing.assert_close(average, 0.9 * (0.9 * one + 0.1 * two) + 0.1 * three)
+        assert not torch.equal(one, first[name])
+
+
+def test_a_lazy_penalty_comes_back_and_counts_more(tmp_path):
+    """At steps 0 and 2 of three with the weight of two, at step 1 not at all."""
+    penalty = GradientPenalty(0.5, every=2)
+    penalized = []
+
+    class Look(GradientPenalty):
+        def __call__(self, energy, x, weight, tie=None):
+            penalized.append(weight)
+            return super().__call__(energy, x, weight, tie)
+
+    penalty.__class__ = Look
+    trained(tmp_path, small(penalty), 3, BATCHES)
+    assert penalized == [1.0, 1.0]
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path):
+    """Two optimizers and schedules, averages, and a penalty that is lazy and annealed."""
+
+    def build():
+        penalty = GradientPenalty(0.5, every=2, final_weight=0.1, num_steps=5)
+        schedule = partial(ExponentialLR, gamma=0.5)
+        schedules = {"critic_scheduler": schedule, "player_scheduler": schedule}
+        return small(penalty, ema_decay=0.9, **schedules)
+
+    whole, half, resumed = build(), build(), build()
+    trained(tmp_path, whole, None, BATCHES[:3], max_epochs=2)
+    run = trained(tmp_path, half, None, BATCHES[:3], max_epochs=1)
+    run.save_checkpoint(tmp_path / "middle.ckpt")
+    middle = {name: value.clone() for name, value in half.state_dict().items()}
+    settings = {"ckpt_path": tmp_path / "middle.ckpt", "max_epochs": 2}
+    run = trained(tmp_path, resumed, None, BATCHES[:3], **settings)
+    assert run.global_step == 6
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert not torch.equal(middle["energy.net.trunk.1.weight"], whole.energy.net.trunk[1].weight)
+
+
+def test_fakes_of_their_own_for_each_player(tmp_path):
+    jumps = []
+
+    class Look(Jeffrey):
+        def critic_terms(self, energy, schedule, jump, step):
+            jumps.append(jump)
+            return super().critic_terms(energy, schedule, jump, step)
+
+        def player_terms(self, energy, schedule, jump, mean, generator=None):
+            jumps.append(jump)
+            return super().player_terms(energy, schedule, jump, mean, generator)
+
+    for shared in (True, False):
+        model = small(shared_fakes=shared)
+        model.divergence.__class__ = Look
+        trained(tmp_path, model, 1, BATCHES)
+        of_critic, of_player = jumps[-2:]
+        assert torch.equal(of_critic.fake, of_player.fake) == shared
+        assert torch.equal(of_critic.x, of_player.x) == shared
+
+
+def test_energies_with_a_penalty_are_not_compiled(tmp_path):
+    """Compiled code has no second derivatives; all else is compiled, and learns the same."""
+    plain, compiled = small(GradientPenalty(0.5)), small(GradientPenalty(0.5))
+    left = set(networks(compiled))
+    assert compiled.net.net in left or compiled.net in left
+    assert not left & set(compiled.energy.modules())
+    assert set(networks(small())) & set(small().energy.modules()) == set()  # other objects
+    unpenalized = small()
+    assert set(networks(unpenalized)) & set(unpenalized.energy.modules())
+    trained(tmp_path, plain, 2, BATCHES)
+    trained(tmp_path, compiled, 2, BATCHES, CompileNetworks("aot_eager"))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(value, compiled.state_dict()[name], rtol=1e-4, atol=1e-5)

@@ -140,6 +140,25 @@ class TestGoldenNumbers:
         assert float(error) < 1e-14
 
 
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_the_gradient_s_error_is_that_of_all_data_however_cut(tmp_path, stage):
+    rbm, pair = machine(), golden_pair()
+    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()
+    cosine, error = gradient_fit(rbm, pair.upper(rbm, points).mean(), points)
+    settings = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    settings |= {"enable_progress_bar": False, "accelerator": "cpu", "inference_mode": False}
+    learner = JointBiDVL(rbm, pair, {"energy": 1.0, "pair": 1.0})
+    for size in (40, 15, 1):
+        data = DataLoader(TensorDataset(points, torch.zeros(40)), batch_size=size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run = getattr(Trainer(**settings), stage)
+            (found,) = run(learner, data, verbose=False)
+        prefix = "val" if stage == "validate" else "test"
+        assert found[f"{prefix}/gradient_cosine"] == pytest.approx(float(cosine), rel=1e-6)
+        assert found[f"{prefix}/gradient_error"] == pytest.approx(float(error), rel=1e-6)
+
+
 def test_closed_divergences_agree_with_quadrature_and_sums():
     rbm, pair = machine(), golden_pair()
     a, b = pair.encoder_bias + DATA @ pair.encoder_weight, rbm.hidden_bias + DATA @ rbm.weight
