@@ -322,6 +322,16 @@ class Section:
             said.append(f"Budget of each cell: {next(iter(budgets))}.")
         else:
             said += [f"Budget of {', '.join(labels)}: {b}." for b, labels in budgets.items()]
+        taken: dict[str, set[int]] = {}
+        for record in part.records:
+            if (steps := record.get("cost", {}).get("steps")) is not None:
+                taken.setdefault(record["label"], set()).add(steps)
+        if taken:
+            spans = (
+                f"{label}: {min(n)}" + (f" to {max(n)}" if len(n) > 1 else "")
+                for label, n in taken.items()
+            )
+            said.append(f"Steps of training: {'; '.join(spans)}.")
         last = sorted({r["label"] for r in part.records if r.get("checkpoint") == "last"})
         if last:
             said.append(

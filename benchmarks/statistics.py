@@ -96,8 +96,9 @@ def p_value(
 ) -> tuple[float, str]:
     """Two-sided p of equal means, and the test; NaN and `none` where there is none.
 
-    Seeds pair: the same seed gives two methods the same data in the same order. So rows with the
-    same seeds are compared by the t-test of their differences, others by Welch's. A difference
+    Seeds pair: the same seed gives two methods the same data in the same order, if their recipes
+    have equal sizes of data and batch. So rows with the same seeds are compared by the t-test of
+    their differences, which is valid where they do not pair, too; others by Welch's. A difference
     that is the same for all seeds leaves no spread to judge it by.
 
     Arguments:

@@ -226,7 +226,7 @@ def load_suite(
     """The suite of a name or a file.
 
     Arguments:
-        name: A name that `eblvm bench --list` shows, or a YAML file.
+        name: A name that `eblvm bench` alone lists, or a YAML file.
         seeds: In place of the suite's.
         budget: In place of all budgets of the suite.
 

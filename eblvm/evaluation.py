@@ -273,6 +273,11 @@ class SampleQuality(Evaluation):
         every_n_epochs: Epochs between looks.
         inception_score: Whether to compute it, by the classifier behind the features; published
             figures are of 50,000 samples and `InceptionFeatures`.
+        to_training: Whether the Fréchet distance is to the training data, as published ones mostly
+            are, which may favor what copies them. All else stays with the evaluated split.
+
+    Raises:
+        TypeError: At a look to training data, if the trainer has no data module to hand them out.
     """
 
     def __init__(
@@ -281,18 +286,34 @@ class SampleQuality(Evaluation):
         num: int = 1000,
         every_n_epochs: int = 1,
         inception_score: bool = False,
+        to_training: bool = False,
     ) -> None:
         super().__init__(every_n_epochs)
         self.num = num
+        self.to_training = to_training
         self.frechet = FrechetDistance(features)
         self.inception_score = InceptionScore(features) if inception_score else None
         self.neighbors = [PrecisionRecall(features), DensityCoverage(features)]
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
-        for metric in (self.frechet, *self.neighbors):
+        judges = self.neighbors if self.to_training else [self.frechet, *self.neighbors]
+        for metric in judges:
             metric.to(learner.device).update(batch[0], real=True)
 
+    def _see_training(self, trainer: Trainer, learner: LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "batches"):
+            raise TypeError(
+                "SampleQuality with to_training takes training data in order, which a data module "
+                "of eblvm.data hands out, and this trainer has none. Pass one as `datamodule`, or "
+                "set to_training to false."
+            )
+        for x, _ in data.batches("train", in_order=True):
+            self.frechet.to(learner.device).update(x.to(learner.device), real=True)
+
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
+        if self.to_training:
+            self._see_training(trainer, learner)
         samples = draw(require(learner, Sampling, "SampleQuality"), trainer, self.num)
         for x in samples.clamp(-1, 1).split(500):
             for metric in (self.frechet, *self.neighbors):
@@ -309,6 +330,8 @@ class SampleQuality(Evaluation):
         for metric in self.neighbors:
             own = {"k": metric.k, "dtype": metric.protocol["dtype"]}
             self.protocol[metric.figure] = own  # the rest is as of the distance
+        if self.to_training:
+            self.protocol["reference_of_frechet"] = "training data"
         if self.inception_score is not None:
             self.protocol["inception_score"] = {"num_splits": self.inception_score.num_splits}
         log(learner, stage, figures)

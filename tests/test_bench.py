@@ -348,6 +348,7 @@ class TestProtocols:
 def record(label, seed, loss, **more):
     cell = {"id": f"tiny/{label}/seed_{seed}", "table": "tiny", "label": label, "seed": seed}
     cost = {"train_cpu_s": 2.0 + len(label), "steps_per_s": 3.0, "peak_memory_mib": 500}
+    cost["steps"] = 100 + seed if label == "tiny" else 200
     return {**cell, "status": "done", "metrics": {"loss": loss}, "cost": cost, **more}
 
 
@@ -379,6 +380,7 @@ class TestReport:
         assert "failed: tiny/broken/seed_0: eblvm: error: <no>" in text
         assert "2 cells have not been run" in text
         assert re.search(r"- Recipes: tiny: \S+/tiny\.yaml; broken: \S+; longer: ", text)
+        assert "- Steps of training: tiny: 100 to 102; longer: 200; broken: 200." in text
         assert "- Options of broken: --model.init_args.nothing=1\n" in text
         for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
             assert (markdown.parent / name).is_file()
@@ -496,10 +498,14 @@ class TestReport:
     def test_in_a_browser(self, folder, tmp_path, width, scheme, dark):
         """In a frame, for a window is never narrower than 500 pixels, and a phone is."""
         assert CHROMIUM, "where CI is set, chromium has to be there"
+        protocol = {"SampleQuality": {"weights_sha256": "0123456789abcdef" * 4}}
+        keep(folder / "results.jsonl", record("tiny", 0, 2.0, protocol=protocol))
         _, html = write_report([folder], tmp_path)
         probe = (
-            "<script>onload = () => parent.postMessage(JSON.stringify({width: innerWidth,"
+            "<script>document.querySelectorAll('details').forEach(d => { d.open = true });"
+            "onload = () => parent.postMessage(JSON.stringify({width: innerWidth,"
             "wide: document.documentElement.scrollWidth,"
+            "shown: document.querySelectorAll('details[open]').length,"
             "images: [...document.images].map(i => i.complete && i.naturalWidth > 0),"
             "ink: getComputedStyle(document.body).color}), '*')</script>"
         )
@@ -526,6 +532,7 @@ class TestReport:
         seen = json.loads(title)
         assert seen["images"] == [True, True]
         assert seen["width"] == width
+        assert seen["shown"] > 0
         assert seen["wide"] <= width, "the page itself never scrolls sideways"
         assert (int(re.search(r"\d+", seen["ink"])[0]) > 128) == dark, "light ink on dark ground"
 

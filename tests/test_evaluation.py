@@ -182,6 +182,24 @@ def test_the_inception_score_stands_beside_the_distance_if_asked(tmp_path):
         SampleQuality(PixelFeatures((1, 8, 8)), inception_score=True)
 
 
+def test_the_distance_is_to_training_data_if_asked(tmp_path):
+    data = ImageDataModule("Synthetic", 8, 1, 16, num_synthetic=60)
+    features = PixelFeatures((1, 8, 8))
+    learner, found = vae((1, 8, 8)), {}
+    for to_training in (False, True):
+        quality = SampleQuality(features, num=30, to_training=to_training)
+        run = trainer(tmp_path, quality)
+        found[to_training] = run.validate(learner, datamodule=data, verbose=False)[0]
+    assert "reference_of_frechet" in quality.protocol
+    metric = FrechetDistance(features)
+    for x, _ in data.batches("train", in_order=True):
+        metric.update(x, real=True)
+    metric.update(draw(learner, run, 30).clamp(-1, 1), real=False)
+    assert found[True]["val/frechet"] == pytest.approx(float(metric.compute()), rel=1e-5)
+    assert found[True]["val/frechet"] != pytest.approx(found[False]["val/frechet"], rel=1e-3)
+    assert found[True]["val/coverage"] == found[False]["val/coverage"]
+
+
 def test_every_n_epochs_and_the_last(tmp_path):
     epochs = []
 
