@@ -341,9 +341,6 @@ class ReverseKL(StepDivergence):
 class Jeffrey(ReverseKL):
     r"""Both directions: `ReverseKL`, and the evidence bound of the generator on data.
 
-    The sums of :func:`~eblvm.objectives.reverse_kl` and :func:`~eblvm.objectives.forward_kl`, term
-    by term.
-
     .. math:: L_{\phi,\psi} \mathrel{+}= KL(q_\psi(z \mid x_t, x_{t+1}) \| p(z))
         - \mathbb{E}_{q_\psi} \log \pi_\phi(x_t \mid x_{t+1}, z)
 

@@ -12,7 +12,7 @@ from .divergence import (
     density_ratio,
 )
 from .information import mutual_information
-from .jeffrey import forward_kl, gaussian_jeffrey, gaussian_nll, reverse_kl
+from .jeffrey import gaussian_jeffrey, gaussian_nll
 from .sequences import linear_cross_entropy
 from .variational import gaussian_kl, importance_bound, negative_entropy
 
@@ -26,7 +26,6 @@ __all__ = [
     "SymmetricDivergence",
     "contrastive_divergence",
     "density_ratio",
-    "forward_kl",
     "gaussian_jeffrey",
     "gaussian_kl",
     "gaussian_nll",
@@ -35,5 +34,4 @@ __all__ = [
     "linear_cross_entropy",
     "mutual_information",
     "negative_entropy",
-    "reverse_kl",
 ]

@@ -12,7 +12,8 @@ the divergence are free of either:
 log Z cancels in the sum and is constant for generator and encoder anyway; H(π) is constant where
 the noise of p(x|z) is; and samples of p(x) are replaced by data, which is exact once the energy has
 learned. Each direction is an upper bound of that of the marginals, tight where q is the exact
-posterior.
+posterior. :class:`~eblvm.divergences.Jeffrey` and :class:`~eblvm.models.BiDVL` put the terms
+together.
 """
 
 import math
@@ -20,9 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from .variational import gaussian_kl
-
-__all__ = ["forward_kl", "gaussian_jeffrey", "gaussian_nll", "reverse_kl"]
+__all__ = ["gaussian_jeffrey", "gaussian_nll"]
 
 
 def gaussian_nll(
@@ -45,34 +44,6 @@ def gaussian_nll(
         log_variance = log_variance.clamp(min=floor)
     error = (z - mean).square() * torch.exp(-log_variance)
     return 0.5 * (error + log_variance + math.log(2 * math.pi)).flatten(1).sum(1)
-
-
-def reverse_kl(energy: Tensor, entropy_bound: Tensor) -> Tensor:
-    r"""KL(π ‖ ρ) up to constants: the energy of samples, and −log q(z|x) of their own latents.
-
-    Arguments:
-        energy: E(x) of samples, with shape `(B,)`.
-        entropy_bound: −log q(z|x), by `gaussian_nll` or another measure of how well z is found
-            again, with shape `(B,)`.
-
-    Returns:
-        With shape `(B,)`; minimized by the generator (and by q, through the second term).
-    """
-    return energy + entropy_bound
-
-
-def forward_kl(reconstruction: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""KL(ρ ‖ π) up to constants, on data in place of samples of p: the negative evidence bound.
-
-    Arguments:
-        reconstruction: −log p(x|z) with z ~ q(z|x), with shape `(B,)`.
-        mean: Of q(z|x), with shape `(B, D)`.
-        log_variance: Of q(z|x), with shape `(B, D)`.
-
-    Returns:
-        With shape `(B,)`; minimized by generator and encoder.
-    """
-    return reconstruction + gaussian_kl(mean, log_variance)
 
 
 def gaussian_jeffrey(
