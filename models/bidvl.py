@@ -240,7 +240,7 @@ class BiDVL(TwoPlayer):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         share, seen = -(-self.temperature.num // self.trainer.world_size), 0
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums: Any = 0
         kind = self.inverse_temperature.dtype
         for i, (x, _) in enumerate(data.batches("train", in_order=True)):
             x = x[: share - seen].to(self.device, kind)
@@ -249,9 +249,9 @@ class BiDVL(TwoPlayer):
             if seen >= share:
                 break
         gathered: Any = self.all_gather(sums)
-        slope, square = gathered.view(-1, 2).sum(0)
-        if square > 0:
-            self.inverse_temperature.copy_(slope / square)
+        fitted = self.temperature.fit(gathered.view(-1, *sums.shape).sum(0))
+        if fitted is not None:
+            self.inverse_temperature.copy_(fitted)
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:

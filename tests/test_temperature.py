@@ -30,16 +30,35 @@ def quadratic(k):
 def test_a_gaussian_gets_the_factor_of_the_noisy_data(monkeypatch, k, s, noise):
     """Data N(0, s²) with noise are N(0, s² + σ²): β k = 1/(s² + σ²). SIGNS, OTHER: exact means."""
     monkeypatch.setattr("eblvm.temperature.noise_like", lambda like, g=None: OTHER)
-    slope, square = DenoisingTemperature(noise).sums(quadratic(k), s * SIGNS)
+    temperature = DenoisingTemperature(noise)
+    ((slope, square),) = sums = temperature.sums(quadratic(k), s * SIGNS)
+    assert temperature.fit(sums) == slope / square
     assert float(slope / (2 * len(SIGNS))) == pytest.approx(k, rel=1e-12)
     assert float(slope / square) == pytest.approx(1 / (k * (s**2 + noise**2)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("k", "s", "noise"), [(0.07, 1.0, 0.2), (3.0, 2.0, 0.5)])
+def test_extrapolated_it_is_that_of_the_data_themselves(monkeypatch, k, s, noise):
+    """1/β is linear in σ², so two fits find β k = 1/s² exactly."""
+    monkeypatch.setattr("eblvm.temperature.noise_like", lambda like, g=None: OTHER)
+    temperature = DenoisingTemperature(noise, extrapolate=True)
+    fitted = temperature.fit(temperature.sums(quadratic(k), s * SIGNS))
+    assert float(fitted) == pytest.approx(1 / (k * s**2), rel=1e-12)
+
+
+def test_where_no_line_leads_to_no_noise_the_fit_at_the_noise_stands():
+    temperature = DenoisingTemperature(0.2, extrapolate=True)
+    for second in (0.4, -1.0):  # 1/β_0 = 2 − 2.5 < 0; and another sign
+        found = temperature.fit(torch.tensor([[1.0, 1.0], [second, 1.0]]))
+        assert float(found) == 1.0
+    assert temperature.fit(torch.tensor([[0.0, 0.0], [1.0, 1.0]])) is None
 
 
 def test_opposite_noise_spares_most_of_the_variance():
     """Of a quadratic energy nothing but ε² is left in the first sum."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1000, 1, generator=g, dtype=torch.float64)
-    slope, _ = DenoisingTemperature(0.1).sums(quadratic(2.0), x, g)
+    ((slope, _),) = DenoisingTemperature(0.1).sums(quadratic(2.0), x, g)
     # 1,000 squares of deviation √2, each twice: √2/√1000 = 4.5 %; with ε alone it were 32 %
     assert float(slope) == pytest.approx(2 * 2.0 * 1000, rel=0.1)
 
@@ -116,7 +135,7 @@ def test_all_ranks_count(monkeypatch, tmp_path):
     run.datamodule.setup("fit")
     model.fit_temperature()
     mine = float(model.inverse_temperature)
-    other = torch.tensor([1.0, 1e6], dtype=torch.float64)  # a rank whose energy is steep
+    other = torch.tensor([[1.0, 1e6]], dtype=torch.float64)  # a rank whose energy is steep
     monkeypatch.setattr(model, "all_gather", lambda sums: torch.stack([sums, other]))
     model.fit_temperature()
     assert float(model.inverse_temperature) < 0.01 * mine
