@@ -365,6 +365,8 @@ class Jeffrey(ReverseKL):
         log_variance_floor: float | None = -13.8,
     ) -> None:
         super().__init__(encoder, entropy_weight, penalty, log_variance_floor)
+        if not forward_weight >= 0:
+            raise ValueError(f"forward_weight is {forward_weight}; expected 0 or more.")
         self.reconstruction = reconstruction or GaussianReconstruction()
         self.forward_weight = forward_weight
 

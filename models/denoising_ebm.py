@@ -302,8 +302,8 @@ class DenoisingEBM(TwoPlayer):
         return total - gaussian_nll(x_t, zero, zero).double()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The energies E(x, 0), `(B,)`: a score, low is likely."""
-        return self.potential()(batch[0])
+        """The energies E(ā_0 x, 0), `(B,)`: minus the score `energy`, low is likely."""
+        return self.potential()(self.schedule.a_bar[0] * batch[0])
 
     def scores(
         self, x: Tensor, generator: torch.Generator | None = None, num_draws: int = 4

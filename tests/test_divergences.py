@@ -259,6 +259,7 @@ def test_penalty_is_lazy_and_annealed():
         (lambda: GradientPenalty(0.0), "Without a penalty pass None"),
         (lambda: GradientPenalty(0.1, final_weight=-1), "final_weight is -1"),
         (lambda: ReverseKL(LinearEncoder(), -1.0), "entropy_weight is -1.0"),
+        (lambda: Jeffrey(LinearEncoder(), forward_weight=-1.0), "forward_weight is -1.0"),
         (lambda: NonSaturating(GradientPenalty(0.1, total=True)), "there is no tie"),
     ],
 )
