@@ -299,7 +299,7 @@ class CompileNetworks(Callback):
 def networks(module: nn.Module) -> list[nn.Module]:
     """The encoders, decoders and nets inside a learner, the parts worth compiling."""
     names = ("encoder", "decoder", "net", "network")
-    twice = getattr(module, "twice_differentiated", list)()
+    twice: list[nn.Module] = getattr(module, "twice_differentiated", list)()
     left = {id(part) for whole in twice for part in whole.modules()}
     return [
         part

@@ -301,7 +301,7 @@ class SampleQuality(Evaluation):
             metric.to(learner.device).update(batch[0], real=True)
 
     def _see_training(self, trainer: Trainer, learner: LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "batches"):
             raise TypeError(
                 "SampleQuality with to_training takes training data in order, which a data module "

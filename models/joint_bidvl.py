@@ -1,5 +1,7 @@
 """Bi-level doubly variational learning of any energy of data and latents."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -144,22 +146,23 @@ class JointBiDVL(TwoPlayer):
             figures["loss"] = -self.log_likelihood(x).mean()
             figures["posterior_kl"] = self.pair.posterior_divergence(self.energy, x)[0].mean()
             figures["joint_kl"] = self.pair.joint_divergence(self.energy)[0]
-            self._add_gradients(x)
+            self._add_gradients(self.energy, x)
         self.log_dict(
             {f"{stage}/{name}": value.detach() for name, value in figures.items()},
             batch_size=len(x),
             sync_dist=True,
         )
 
-    def _add_gradients(self, x: Tensor) -> None:
+    def _add_gradients(self, energy: GaussianBernoulliRBM, x: Tensor) -> None:
         """Sums over the data, as the ratio of their norms is no mean over batches."""
-        upper = self.pair.upper(self.energy, x).mean()
-        both = torch.stack(gradients(self.energy, upper, x)) * len(x)
+        upper = self.pair.upper(energy, x).mean()
+        both = torch.stack(gradients(energy, upper, x)) * len(x)
         self._gradients = both if self._gradients is None else self._gradients + both
 
     def _log_gradients(self, stage: str) -> None:
         if self._gradients is not None:
-            found, truth = self.all_gather(self._gradients).view(-1, *self._gradients.shape).sum(0)
+            gathered: Any = self.all_gather(self._gradients)
+            found, truth = gathered.view(-1, *self._gradients.shape).sum(0)
             cosine, error = compared(found, truth)
             self.log_dict({f"{stage}/gradient_cosine": cosine, f"{stage}/gradient_error": error})
         self._gradients = None

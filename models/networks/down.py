@@ -188,8 +188,8 @@ class StepEncoder(nn.Module):
 class StepCritic(TimeEnergy):
     """The critic of a denoising diffusion GAN, `(x, t, x_next) -> (B,)`, low on data.
 
-    It sees how much the images of a group differ, four of a batch (`DownNet.spread`), so the score of
-    an image depends on those that are scored with it.
+    It sees how much the images of a group differ, four of a batch (`DownNet.spread`), so the score
+    of an image depends on those that are scored with it.
 
     Arguments:
         channels: C of images `(B, C, H, W)`.
