@@ -4,6 +4,8 @@ The folder of a suite holds `suite.json`, `results.jsonl` with a line per finish
 `cells/<table>/<label>/seed_<n>/` with the cell's run, samples and log, and the reports.
 """
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -206,8 +208,18 @@ def run_suite(
         wandb: Whether to log to Weights & Biases, the suite as one run group.
 
     Raises:
-        UserError: If `out` holds results and `resume` is false, or those of another suite.
+        UserError: If `out` holds results and `resume` is false, or those of another suite, or if
+            another process is running a suite there.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        return run_alone(suite, out, jobs, resume, wandb)
+
+
+def run_alone(
+    suite: Suite, out: Path, jobs: int, resume: bool, wandb: bool
+) -> list[dict[str, Any]]:
+    """`run_suite`, where no other process writes to the folder."""
     results = out / "results.jsonl"
     described = out / "suite.json"
     if results.exists() and not resume:
@@ -217,7 +229,6 @@ def run_suite(
             f"{out} was begun with another suite, budget or number of seeds. Give the same ones, "
             "or choose another --out."
         )
-    out.mkdir(parents=True, exist_ok=True)
     describe(suite, described)
     done = {r["id"] for r in read_results(results) if r["status"] == "done"}
     waiting = deque(cell for cell in suite.cells if cell.id not in done)
@@ -241,6 +252,26 @@ def run_suite(
                 board.ended(record)
             board.update(running)
     return read_results(results)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep the folder for this process; the lock goes with it, however it ends.
+
+    Raises:
+        UserError: If another process has it.
+    """
+    with open(out / "lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"another process is running a suite in {out}. Wait for it or stop it, or "
+                    "choose another --out."
+                ) from error
+            # a file system without locks: as it was before there were any
+        yield
 
 
 def cells_of(described: Path) -> list[Cell]:

@@ -291,7 +291,7 @@ class SampleQuality(Evaluation):
         super().__init__(every_n_epochs)
         self.num = num
         self.to_training = to_training
-        self.frechet = FrechetDistance(features)
+        self.frechet = FrechetDistance(features, keep_real=to_training)
         self.inception_score = InceptionScore(features) if inception_score else None
         self.neighbors = [PrecisionRecall(features), DensityCoverage(features)]
 
@@ -308,8 +308,9 @@ class SampleQuality(Evaluation):
                 "of eblvm.data hands out, and this trainer has none. Pass one as `datamodule`, or "
                 "set to_training to false."
             )
-        for x, _ in data.batches("train", in_order=True):
-            self.frechet.to(learner.device).update(x.to(learner.device), real=True)
+        if not int(self.frechet.real_num):  # once: they stay
+            for x, _ in data.batches("train", in_order=True):
+                self.frechet.to(learner.device).update(x.to(learner.device), real=True)
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         if self.to_training:
@@ -329,7 +330,9 @@ class SampleQuality(Evaluation):
         self.protocol = self.frechet.protocol
         for metric in self.neighbors:
             own = {"k": metric.k, "dtype": metric.protocol["dtype"]}
-            self.protocol[metric.figure] = own  # the rest is as of the distance
+            if self.to_training:  # else as of the distance, as all the rest is
+                own["num_real"] = metric.protocol["num_real"]
+            self.protocol[metric.figure] = own
         if self.to_training:
             self.protocol["reference_of_frechet"] = "training data"
         if self.inception_score is not None:

@@ -240,7 +240,8 @@ class BiDVL(TwoPlayer):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         share, seen = -(-self.temperature.num // self.trainer.world_size), 0
-        sums: Any = 0
+        rows = 1 + self.temperature.extrapolate
+        sums = torch.zeros(rows, 2, dtype=torch.float64, device=self.device)
         kind = self.inverse_temperature.dtype
         for i, (x, _) in enumerate(data.batches("train", in_order=True)):
             x = x[: share - seen].to(self.device, kind)

@@ -164,17 +164,25 @@ class JointBiDVL(TwoPlayer):
             gathered: Any = self.all_gather(self._gradients)
             found, truth = gathered.view(-1, *self._gradients.shape).sum(0)
             cosine, error = compared(found, truth)
-            self.log_dict({f"{stage}/gradient_cosine": cosine, f"{stage}/gradient_error": error})
+            figures = {f"{stage}/gradient_cosine": cosine, f"{stage}/gradient_error": error}
+            self.log_dict(figures, sync_dist=True)  # the same on all ranks
         self._gradients = None
 
-    def on_validation_epoch_start(self) -> None:
+    def _begin_gradients(self) -> None:
+        """Zeros where the likelihood is exact, so that a rank without data has a sum, too."""
         self._gradients = None
+        if isinstance(self.energy, GaussianBernoulliRBM) and isinstance(self.pair, EnumeratedPair):
+            flat = torch.cat([p.detach().flatten() for p in self.energy.parameters()])
+            self._gradients = torch.zeros_like(flat).expand(2, -1)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin_gradients()
 
     def on_validation_epoch_end(self) -> None:
         self._log_gradients("val")
 
     def on_test_epoch_start(self) -> None:
-        self._gradients = None
+        self._begin_gradients()
 
     def on_test_epoch_end(self) -> None:
         self._log_gradients("test")

@@ -19,7 +19,7 @@ from scipy import stats
 
 from eblvm import density, evaluation, outliers, refining, text_evaluation
 from eblvm.benchmarks import run as runner
-from eblvm.benchmarks.cell import devices_of, launched, main_of
+from eblvm.benchmarks.cell import config_hash, devices_of, launched, main_of
 from eblvm.benchmarks.protocols import FIGURES, difference, groups, protocols_of
 from eblvm.benchmarks.report import Section, gather, write_report
 from eblvm.benchmarks.run import Worker, keep, last_line, read_results, run_suite
@@ -179,7 +179,7 @@ class TestSuite:
 
 
 JUDGES = {
-    "SampleQuality": ("num",),
+    "SampleQuality": ("num", "to_training", "inception_score"),
     "GridDensity": ("resolution", "box", "num", "bins"),
     "SampleDensity": ("num", "bins"),
     "Modes": ("num",),
@@ -216,6 +216,15 @@ def judges_of(cell):
         sides = torch.tensor(truth.bounds).flatten().tolist()
         found["density"] = kind.__name__, [f"{side:.3f}" for side in sides]
     return found
+
+
+def test_hashes_of_settings_know_no_seeds(tmp_path):
+    text = "seed_everything: {0}\ndata:\n  init_args:\n    batch: {1}\n    seed: {0}\nruns: {2}\n"
+    found = []
+    for values in ((0, 8, "a"), (1, 8, "b"), (0, 9, "a")):
+        (tmp_path / "config.yaml").write_text(text.format(*values))
+        found.append(config_hash(tmp_path / "config.yaml"))
+    assert found[0] == found[1] != found[2]
 
 
 class TestStatistics:
@@ -697,6 +706,18 @@ def test_killed_in_the_middle_and_resumed(suite_file, tmp_path):
         assert found["status"] == known["status"]
         for key in ("metrics", "config_sha256"):
             assert found.get(key) == known.get(key), "the same seed, the same figures"
+
+
+def test_one_process_at_a_time_in_a_folder(suite_file, tmp_path, eblvm):
+    out = tmp_path / "runs/bench/mine"
+    out.mkdir(parents=True)
+    with runner.alone(out):
+        done = eblvm("bench", suite_file)
+        assert done.status == 2
+        assert "another process is running a suite in" in done.err
+        assert not (out / "results.jsonl").exists()
+    with runner.alone(out):
+        pass  # free again
 
 
 def test_another_suite_does_not_mix_in(suite_file, tmp_path, eblvm):

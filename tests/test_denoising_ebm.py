@@ -156,7 +156,8 @@ def test_training_updates_the_averages(tmp_path):
     for name, average in model.averaged["energy"].module.named_parameters():
         one, two, three = (step[name] for step in seen)
         torch.testing.assert_close(average, 0.9 * (0.9 * one + 0.1 * two) + 0.1 * three)
-        assert not torch.equal(one, first[name])
+        if name != "net.trunk.3.bias":  # the last one moves both energies, and has no gradient
+            assert not torch.equal(one, first[name])
 
 
 def test_a_lazy_penalty_comes_back_and_counts_more(tmp_path):
@@ -223,7 +224,6 @@ def test_energies_with_a_penalty_are_not_compiled(tmp_path):
     left = set(networks(compiled))
     assert compiled.net.net in left or compiled.net in left
     assert not left & set(compiled.energy.modules())
-    assert set(networks(small())) & set(small().energy.modules()) == set()  # other objects
     unpenalized = small()
     assert set(networks(unpenalized)) & set(unpenalized.energy.modules())
     trained(tmp_path, plain, 2, BATCHES)

@@ -224,10 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Operations() as counter:
         theirs = plain.step(0)
     operations = counter.total
-    with Operations() as counter:
-        loops["eblvm, settings as above"].step(0, penalized=False)
-    rare = ((LAZY - 1) * counter.total + operations) / LAZY  # of a step, on average
     mine = loops["eblvm, settings as above"].step(0)
+    counts = []
+    for penalized in (False, True):
+        with Operations() as counter:
+            loops["eblvm, settings as above"].step(1, penalized=penalized)
+        counts.append(counter.total)
+    rare = ((LAZY - 1) * counts[0] + counts[1]) / LAZY  # of a step, on average
     theirs, mine = ({n: t.detach() for n, t in terms.items()} for terms in (theirs, mine))
     worst = max(float((theirs[n] - mine[n]).abs() / theirs[n].abs().clamp(min=1)) for n in theirs)
     print(f"losses of one batch agree to {worst:.1e} of their size\n")
