@@ -1,4 +1,4 @@
-"""A one-dimensional BiDVL whose expectations are exact on four points."""
+"""A one-dimensional BiDVL whose expectations are exact on four points; a small model of images."""
 
 import torch
 from torch import nn
@@ -7,6 +7,7 @@ from eblvm.energies import Energy
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.models import BiDVL
+from eblvm.models.networks import StridedDecoder, StridedEncoder
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
 
@@ -59,3 +60,13 @@ def exact_noise(monkeypatch):
     monkeypatch.setattr(GaussianPrior, "sample", lambda self, num, g=None, label=None: SIGNS)
     for module in ("likelihoods", "posteriors"):
         monkeypatch.setattr(f"eblvm.{module}.noise_like", lambda like, g=None: OTHER)
+
+
+def strided():
+    """The same small convolutional model of images 8×8 each time."""
+    torch.manual_seed(0)
+    return LatentVariableModel(
+        GaussianPrior(4),
+        AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
+        GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
+    )

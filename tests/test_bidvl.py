@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from bidvl_parts import SIGNS, exact_noise, game
+from bidvl_parts import SIGNS, exact_noise, game, strided
 from pytorch_lightning import Trainer
 from scipy.optimize import root
 from torch.utils.data import DataLoader, TensorDataset
 
-from eblvm.latent import LatentVariableModel
-from eblvm.likelihoods import GaussianLikelihood
 from eblvm.models import BiDVL
-from eblvm.models.networks import StridedDecoder, StridedEncoder, StridedEnergy
+from eblvm.models.networks import StridedEnergy
 from eblvm.objectives import (
     ForwardDivergence,
     GaussianCycle,
@@ -23,8 +21,6 @@ from eblvm.objectives import (
     hinge,
 )
 from eblvm.objectives.divergence import density_ratio
-from eblvm.posteriors import AmortizedPosterior
-from eblvm.priors import GaussianPrior
 
 NAMES = ("energy", "likelihood", "posterior")
 
@@ -223,12 +219,7 @@ def test_penalties_are_what_they_say(monkeypatch):
 
 def test_channels_last_agrees_to_rounding():
     def build(channels_last):
-        torch.manual_seed(0)
-        latent = LatentVariableModel(
-            GaussianPrior(4),
-            AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
-            GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
-        )
+        latent = strided()
         rates = {"energy": 1e-3, "posterior": 1e-3, "likelihood": 1e-3}
         return BiDVL(StridedEnergy(3, 8, 8), latent, rates, channels_last=channels_last)
 

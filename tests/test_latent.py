@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from bidvl_parts import strided
 from linear_gaussian import KAPPA, ExactEncoder, LinearGaussian
 from torch import nn
 
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from eblvm.models import LatentEBM
-from eblvm.models.networks import MLP, MLPEnergy, StridedDecoder, StridedEncoder
+from eblvm.models.networks import MLP, MLPEnergy
 from eblvm.posteriors import AmortizedPosterior, LangevinPosterior
 from eblvm.priors import EnergyPrior, GaussianPrior
 from eblvm.samplers import Langevin
@@ -189,12 +190,7 @@ def test_released_estimate_is_self_normalized_and_optimistic():
 
 def test_channels_last_agrees_to_rounding():
     def build(channels_last):
-        torch.manual_seed(0)
-        latent = LatentVariableModel(
-            GaussianPrior(4),
-            AmortizedPosterior(StridedEncoder(3, 8, 4, 8)),
-            GaussianLikelihood(StridedDecoder(4, 3, [8, 8])),
-        )
+        latent = strided()
         rates = {"posterior": 1e-3, "likelihood": 1e-3}
         return LatentEBM(latent, rates, channels_last=channels_last)
 
