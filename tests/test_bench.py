@@ -508,7 +508,8 @@ class TestReport:
         """In a frame, for a window is never narrower than 500 pixels, and a phone is."""
         assert CHROMIUM, "where CI is set, chromium has to be there"
         protocol = {"SampleQuality": {"weights_sha256": "0123456789abcdef" * 4}}
-        keep(folder / "results.jsonl", record("tiny", 0, 2.0, protocol=protocol))
+        more = {"protocol": protocol, "curve": "metrics.csv"}
+        keep(folder / "results.jsonl", record("tiny", 0, 2.0, **more))
         _, html = write_report([folder], tmp_path)
         probe = (
             "<script>document.querySelectorAll('details').forEach(d => { d.open = true });"
