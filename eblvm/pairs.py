@@ -33,6 +33,19 @@ class VariationalPair(nn.Module, ABC):
     """q(z|x) and p(x, z)."""
 
     @abstractmethod
+    def free(
+        self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """E_q[E(x, z)] − H(q(z|x)) for data `(B, *event)`, with shape `(B,)`, in nats.
+
+        At least the free energy −log ∫ exp(−E(x, z)) dz, and equal to it where q is the posterior.
+        """
+
+    @abstractmethod
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        """The mean of q(z|x), with shape `(B, D)`."""
+
+    @abstractmethod
     def upper(
         self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -143,16 +156,23 @@ class EnumeratedPair(VariationalPair):
         there = (1 / grown + ratio - 1 + (e @ squares) * (-self.log_variance).exp()).sum()
         return p @ gap + 0.5 * here, 0.5 * there - e @ gap
 
+    def free(
+        self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        logits = torch.addmm(self.encoder_bias, x, self.encoder_weight)
+        q = logits.sigmoid()
+        return self._check(energy).joint(x, q) - (softplus(logits) - q * logits).sum(1)
+
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.encoder_bias, x, self.encoder_weight).sigmoid()
+
     def _means(self) -> Tensor:
         return torch.addmm(self.offset, self.states, self.gain.T)
 
     def upper(
         self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        rbm = self._check(energy)
-        logits = self.encoder_bias + x @ self.encoder_weight
-        q = logits.sigmoid()
-        positive = rbm.joint(x, q) - (softplus(logits) - q * logits).sum(1)
+        positive, rbm = self.free(energy, x), self._check(energy)
         log_p, means = self.logits.log_softmax(0), self._means()
         spread = 0.5 * (self.log_variance - 2 * rbm.log_scale).exp().sum()
         negative = rbm.joint(means, self.states) + spread + log_p
@@ -207,6 +227,14 @@ class GaussianPair(VariationalPair):
         entropy = 0.5 * (log_variance + math.log(2 * math.pi * math.e)).sum(1)
         return energy.joint(x, inference.z) - entropy, inference
 
+    def free(
+        self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self._free(energy, x, generator)[0]
+
+    def posterior_mean(self, x: Tensor) -> Tensor:
+        return self.latent.posterior.proposal(x, self.latent.prior, self.latent.likelihood)[0]
+
     def _pairs(self, num: int, generator: Any) -> tuple[Tensor, Tensor]:
         z = self.latent.prior.sample(num, generator)
         return self.latent.likelihood.sample(z, generator), z
@@ -214,7 +242,7 @@ class GaussianPair(VariationalPair):
     def upper(
         self, energy: JointEnergy, x: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        return self._free(energy, x, generator)[0] - energy.joint(*self._pairs(len(x), generator))
+        return self.free(energy, x, generator) - energy.joint(*self._pairs(len(x), generator))
 
     def check(self, posterior: Divergence, joint: Divergence) -> None:
         if posterior.forward:

@@ -7,10 +7,11 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eblvm.energies import JointEnergy
+from eblvm.energies import Energy, JointEnergy
 from eblvm.objectives import Divergence, SymmetricDivergence
 from eblvm.pairs import EnumeratedPair, VariationalPair
 from eblvm.rbm import GaussianBernoulliRBM
+from eblvm.samplers import score
 
 from .two_player import TwoPlayer
 from .unroll import unroll
@@ -216,6 +217,34 @@ class JointBiDVL(TwoPlayer):
                 "is not known."
             )
         return self.energy.log_prob(x)
+
+    @torch.no_grad()
+    def scores(
+        self, x: Tensor, generator: torch.Generator | None = None, num_draws: int = 4
+    ) -> dict[str, Tensor]:
+        r"""How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
+
+        `energy`, −F(x), the log-density up to a constant, where the energy knows its marginal, else
+        its bound by q, −E_q[E(x, z)] + H(q); `gradient_norm`, minus the norm of its gradient;
+        `joint`, −E(x, z) at q's mean.
+
+        Arguments:
+            x: Data, with shape `(B, *event)`.
+            generator: Source of the noise.
+            num_draws: Latents of each datum, for the bound.
+        """
+
+        def free(x: Tensor) -> Tensor:
+            if isinstance(self.energy, Energy):
+                return self.energy(x)
+            draws = [self.pair.free(self.energy, x, generator) for _ in range(num_draws)]
+            return torch.stack(draws).mean(0)
+
+        return {
+            "energy": -free(x),
+            "gradient_norm": -score(free, x).flatten(1).norm(dim=1),
+            "joint": -self.energy.joint(x, self.pair.posterior_mean(x)),
+        }
 
 
 def gradient_fit(

@@ -1,6 +1,5 @@
 """Bi-level learning of joint energies, on machines whose every quantity is known."""
 
-import itertools
 import math
 import warnings
 import weakref
@@ -22,6 +21,7 @@ from eblvm.models.joint_bidvl import JointBiDVL, gradient_fit
 from eblvm.models.networks import MLP
 from eblvm.models.unroll import unroll
 from eblvm.objectives import ForwardDivergence, ReverseDivergence, SymmetricDivergence
+from eblvm.outliers import OutOfDistribution
 from eblvm.pairs import EnumeratedPair, GaussianPair
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
@@ -187,30 +187,23 @@ def test_closed_divergences_agree_with_quadrature_and_sums():
 
 
 def test_the_bias_of_the_gradient_is_bounded_by_the_divergences():
-    """‖∇J + ∇L‖ ≤ C (√(2 K_post) + √(2 K_joint)) per weight, on a machine of bits."""
+    """|∂J/∂c − its exact value| ≤ √(K_post/2) + √(K_joint/2), as −∂E/∂c is a bit (Pinsker)."""
     g = torch.Generator().manual_seed(0)
-    bits = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2))).double()
-    for _ in range(20):
-        weight = torch.randn(2, 2, generator=g).double()
-        energy = -torch.einsum("vi,ij,hj->vh", bits, weight, bits)
-        p = (-energy).flatten().softmax(0).view(4, 4)
-        data = torch.rand(4, generator=g).double()
-        data = data / data.sum()
-        scale = 2 * float(torch.rand(1, generator=g))
-        q = (-energy + scale * torch.randn(4, 4, generator=g)).softmax(1)  # q(h|v)
-        joint = (-energy + scale * torch.randn(4, 4, generator=g)).flatten().softmax(0).view(4, 4)
-        slope = -torch.einsum("vi,hj->vhij", bits, bits)  # ∂E/∂W, in [−1, 0]
-
-        def mean(measure, slope=slope):
-            return torch.einsum("vh,vhij->ij", measure, slope)
-
-        posterior = p / p.sum(1, keepdim=True)
-        exact = mean(data[:, None] * posterior) - mean(p)
-        found = mean(data[:, None] * q) - mean(joint)
-        k_post = (data[:, None] * q * (q / posterior).log()).sum()
-        k_joint = (joint * (joint / p).log()).sum()
-        bound = (2 * k_post).sqrt() + (2 * k_joint).sqrt()
-        assert float((found - exact).abs().max()) <= float(bound)
+    shares = []
+    for shift in (0.0, 0.03, 0.3, 1.0, 3.0):
+        rbm, pair = machine(), golden_pair()
+        pair.match(machine(shift))
+        x = 2 * torch.randn(50, 2, generator=g, dtype=torch.float64)
+        (found,) = torch.autograd.grad(pair.upper(rbm, x).mean(), rbm.hidden_bias)
+        nll = rbm(x).mean() + rbm.log_normalizer()
+        (exact,) = torch.autograd.grad(nll, rbm.hidden_bias)
+        with torch.no_grad():
+            bound = (pair.posterior_divergence(rbm, x)[0].mean().clamp_min(0) / 2).sqrt()
+            bound += (pair.joint_divergence(rbm)[0].clamp_min(0) / 2).sqrt()
+        bias = float((found - exact).abs().max())
+        assert bias <= float(bound) + 1e-12
+        shares.append(bias)
+    assert shares[0] < 1e-12 < 1e-3 < shares[1] < shares[-1]
 
 
 def fit_after(num_steps, divergence, unrolled):
@@ -452,6 +445,67 @@ class TestGaussianPair:
         with pytest.raises(ValueError, match="Use ReverseDivergence for the posterior"):
             JointBiDVL(Quadratic(), self.pair(), rates)  # D₁ is symmetric: before any data is read
         JointBiDVL(Quadratic(), self.pair(), rates, ReverseDivergence())
+
+
+class TestScores:
+    def test_of_a_machine_are_exact(self):
+        rbm = machine()
+        learner = JointBiDVL(rbm, golden_pair(), {"energy": 1e-3, "pair": 1e-3})
+        found = learner.scores(DATA)
+        gap = learner.log_likelihood(DATA) - found["energy"]
+        assert float(gap[0]) == pytest.approx(float(gap[1]), abs=1e-12)
+        slope = torch.autograd.functional.jacobian(lambda x: rbm(x).sum(), DATA)
+        torch.testing.assert_close(found["gradient_norm"], -slope.norm(dim=1))
+        with torch.no_grad():
+            q = torch.sigmoid(
+                tensor(0.1, 0.2, -0.1) + DATA @ tensor([0.5, 0, 0.1], [-0.2, 0.3, 0.4])
+            )
+            torch.testing.assert_close(found["joint"], -rbm.joint(DATA, q))
+
+    def test_of_a_bound_are_exact_at_the_posterior_and_lower_elsewhere(self):
+        precision = 1 + 0.8**2 / 0.5
+        pair = TestGaussianPair().pair(0.8)
+        fill(
+            pair.latent.posterior.encoder,
+            mean=tensor(0.8 / 0.5 / precision),
+            log_variance=-tensor(precision).log(),
+        )
+        rates = {"energy": 1e-3, "pair": 1e-3}
+        learner = JointBiDVL(Quadratic(), pair, rates, ReverseDivergence())
+        x = tensor([-1.3], [0.2], [2.0])
+        g = torch.Generator().manual_seed(0)
+        found = learner.scores(x, g, num_draws=20_000)
+        # x ~ N(0, 0.8² + 0.5), and ∫ exp(−E(x, z)) dz its density times 2π √0.5
+        variance = 0.8**2 + 0.5
+        log_prob = -0.5 * (x.square() / variance + math.log(2 * math.pi * variance)).squeeze(1)
+        exact = log_prob + math.log(2 * math.pi) + 0.5 * math.log(0.5)
+        torch.testing.assert_close(found["energy"], exact, rtol=0, atol=0.02)
+        slopes = -(x / variance).abs().squeeze(1)
+        torch.testing.assert_close(found["gradient_norm"], slopes, rtol=0, atol=0.02)
+        fill(pair.latent.posterior.encoder, mean=tensor(0.3))
+        off = learner.scores(x, g, num_draws=20_000)["energy"]
+        assert (off[[0, 2]] < exact[[0, 2]] - 0.1).all()
+
+    def test_the_table_of_other_sets_is_of_them(self, tmp_path):
+        rbm, pair = machine(), golden_pair()
+        pair.match(rbm)
+        learner = JointBiDVL(rbm, pair, {"energy": 1e-3, "pair": 1e-3}).double()
+        x = rbm.sample(500, torch.Generator().manual_seed(0))
+        callback = OutOfDistribution(scale=20.0, num_bootstrap=20)
+        trainer = Trainer(
+            accelerator="cpu",
+            inference_mode=False,
+            logger=False,
+            enable_progress_bar=False,
+            default_root_dir=tmp_path,
+            callbacks=[callback],
+        )
+        data = DataLoader(TensorDataset(x, torch.zeros(500)), batch_size=100)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.test(learner, data, verbose=False)
+        assert float(trainer.logged_metrics["test/ood/uniform"]) > 0.95  # of energy, the first
+        assert {"test/ood/mean/gradient_norm", "test/ood/mean/joint"} <= set(trainer.logged_metrics)
 
 
 class TestBoltzmannMachine:
