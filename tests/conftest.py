@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy threads spin on small 
 
 import pytest
 import torch
+from bench_parts import SUITE, TINY
 
 
 def pytest_addoption(parser):
@@ -85,3 +86,11 @@ def tiny():
 def tiny_path():
     """`tiny`, for fixtures that live longer."""
     return Path(__file__).with_name("tiny.yaml")
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    """The file of the smallest suite."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(SUITE.replace("TINY", str(TINY)))
+    return path
