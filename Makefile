@@ -29,7 +29,7 @@ test: $(VENV)/tests-installed lint
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy eblvm models
+	$(BIN)/mypy
 
 bench-samplers: $(VENV)/bench-installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m eblvm.benchmarks.speed.samplers

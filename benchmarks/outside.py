@@ -315,9 +315,9 @@ def chosen_features(name: str | None, shape: tuple[int, ...]) -> Any:
 def recipe_trial(reference: str, rows: Rows) -> Trial:
     """The recipe's data and its callbacks; a density that needs a model is left out."""
     line = parse(reference, "--trainer.accelerator=cpu", "--trainer.devices=1")
+    trainer: Any = line.trainer
     judges = [
-        SampleDensity(c.num, c.bins) if isinstance(c, GridDensity) else c
-        for c in line.trainer.callbacks
+        SampleDensity(c.num, c.bins) if isinstance(c, GridDensity) else c for c in trainer.callbacks
     ]
     data: Any = line.datamodule
     if not isinstance(rows, list):

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         g, other = torch.Generator().manual_seed(seed), machine()
         with torch.no_grad():
             for p in other.parameters():
-                p += options.shift * torch.randn(p.shape, generator=g, dtype=p.dtype)
+                p.add_(options.shift * torch.randn(p.shape, generator=g, dtype=p.dtype))
         pair = EnumeratedPair(2, 3).double()
         pair.match(other)
         starts.append(pair)

@@ -32,6 +32,8 @@ def double_well(x: Tensor) -> Tensor:
 class Mixture(nn.Module):
     """Eight Gaussians on a circle of radius 4."""
 
+    centers: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("centers", torch.tensor(CENTERS))

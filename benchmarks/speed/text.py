@@ -128,7 +128,8 @@ def plain_loss(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Ten
     nll = F.nll_loss(log_p.flatten(0, 1), x[:, 1:].flatten(), ignore_index=0, reduction="sum")
     if isinstance(latent.prior, DiffusionEnergyPrior):
         prior = diffusion_terms(latent.prior, z, log_variance, generator)
-        net, schedule = latent.prior.tilt.net, latent.prior.schedule
+        net: Any = latent.prior.tilt.net
+        schedule = latent.prior.schedule
         level = torch.zeros(len(z), dtype=torch.long)
 
         def logits() -> Tensor:
