@@ -55,8 +55,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise UserError(f"a budget of {name} is {value!r}; expected a positive number.")
+            kind: Any = float | int if name == "minutes" else int
+            if value is not None and not (isinstance(value, kind) and value > 0):
+                whole = "" if name == "minutes" else " whole"
+                raise UserError(
+                    f"a budget of {name} is {value!r}; expected a positive{whole} number."
+                )
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
@@ -93,7 +97,11 @@ class Budget:
         return found
 
     def __str__(self) -> str:
-        parts = [f"{value:g} {name}" for name, value in asdict(self).items() if value is not None]
+        parts = [
+            f"{value:g} {name.removesuffix('s') if value == 1 else name}"
+            for name, value in asdict(self).items()
+            if value is not None
+        ]
         return ", ".join(parts) or "the recipe's own"
 
 
@@ -221,7 +229,10 @@ def print_suites() -> None:
 
 
 def load_suite(
-    name: str, seeds: Sequence[int] | None = None, budget: Budget | None = None
+    name: str,
+    seeds: Sequence[int] | None = None,
+    budget: Budget | None = None,
+    tables: Sequence[str] | None = None,
 ) -> Suite:
     """The suite of a name or a file.
 
@@ -229,6 +240,7 @@ def load_suite(
         name: A name that `eblvm bench` alone lists, or a YAML file.
         seeds: In place of the suite's.
         budget: In place of all budgets of the suite.
+        tables: Names of those that are wanted; all if None.
 
     Raises:
         UserError: If there is no such suite, or something in it is not understood.
@@ -243,9 +255,13 @@ def load_suite(
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     content = checked(content, path, {"tables"}, {"about", "seeds", "jobs"})
-    seeds = list(seeds if seeds is not None else content.get("seeds", [0]))
-    tables = tuple(read_table(table, path, seeds, budget) for table in content["tables"])
-    suite = Suite(path.stem, content.get("about", ""), tables, int(content.get("jobs", 1)))
+    seeds = list(seeds if seeds is not None else listed(content, "seeds", path, int) or [0])
+    known = [read_table(t, path, seeds, budget) for t in listed(content, "tables", path, dict)]
+    names = [table.name for table in known]
+    if unknown := [name for name in tables or () if name not in names]:
+        raise UserError(f"{path} has no table {unknown[0]!r}; it has {', '.join(names)}.")
+    chosen = tuple(table for table in known if tables is None or table.name in tables)
+    suite = Suite(path.stem, content.get("about", ""), chosen, int(content.get("jobs", 1)))
     ids = [cell.id for cell in suite.cells]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"{path} has {twice[0]} twice; give the cells different labels.")
@@ -260,7 +276,18 @@ def read_table(content: Any, path: Path, seeds: Sequence[int], budget: Budget | 
         {"name", "metrics", "cells"},
         {"title", "budget", "options", "published", "note"},
     )
-    name, metrics = str(content["name"]), dict(content["metrics"])
+    name, metrics = str(content["name"]), content["metrics"]
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(
+            f"{path}: a table has the name {name!r}, which is that of a folder, too; expected "
+            "letters, numbers, _, -, + and dots."
+        )
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise UserError(
+            f"{path}, table {name}: metrics are {metrics!r}; expected names with lower or higher, "
+            "such as {frechet: lower}."
+        )
+    metrics = dict(metrics)
     if wrong := [m for m, better in metrics.items() if better not in DIRECTIONS]:
         raise UserError(
             f"{path}, table {name}: the metric {wrong[0]} has {metrics[wrong[0]]!r}; expected "
@@ -270,17 +297,17 @@ def read_table(content: Any, path: Path, seeds: Sequence[int], budget: Budget | 
         **checked(content.get("budget", {}), path, set(), {"steps", "epochs", "minutes"})
     )
     cells = []
-    for entry in content["cells"]:
+    for entry in listed(content, "cells", path, str | dict):
         entry = {"recipe": entry} if isinstance(entry, str) else entry
         entry = checked(entry, path, {"recipe"}, {"label", "budget", "options"})
         own = checked(entry.get("budget", {}), path, set(), {"steps", "epochs", "minutes"})
         recipe = find_recipe(str(entry["recipe"]), path)
-        options = (*content.get("options", ()), *entry.get("options", ()))
+        options = (*listed(content, "options", path, str), *listed(entry, "options", path, str))
         chosen = budget or (Budget(**own) if own else common)
         label = str(entry.get("label", entry["recipe"]))
         cells += [Cell(name, label, recipe, int(s), chosen, tuple(options)) for s in seeds]
     published = []
-    for row in content.get("published", ()):
+    for row in listed(content, "published", path, dict):
         row = checked(row, path, {"label", "source", "metrics"}, set())
         if unknown := set(row["metrics"]) - set(metrics):
             raise UserError(f"{path}, table {name}: a published {unknown.pop()} has no column.")
@@ -296,6 +323,19 @@ def find_recipe(recipe: str, path: Path) -> str:
         return str(beside.resolve())
     found = resolve_recipe(recipe)
     return recipe if found.is_relative_to(recipe_root()) else str(found)
+
+
+def listed(content: Mapping[str, Any], key: str, path: Path, kind: Any) -> list[Any]:
+    """The list of a key, empty where there is none.
+
+    Raises:
+        UserError: If it is no list, or of other things.
+    """
+    found = content.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+        what = {int: "numbers", str: "texts"}.get(kind, "entries")
+        raise UserError(f"{path}: {key} is {found!r}; expected a list of {what}.")
+    return found
 
 
 def checked(content: Any, path: Path, needed: set[str], optional: set[str]) -> dict[str, Any]:

@@ -287,6 +287,9 @@ def bench(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--budget", help="of each cell, as 200steps, 3epochs, 30s, 5m (the suite's)"
     )
+    parser.add_argument(
+        "--tables", nargs="+", metavar="NAME", help="only these tables of the suite"
+    )
     parser.add_argument("--jobs", type=int, help="cells at a time (the suite's)")
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
     parser.add_argument("--wandb", action="store_true", help="log to W&B too, as one run group")
@@ -301,7 +304,8 @@ def bench(arguments: Sequence[str]) -> None:
         print_suites()
         return
     budget = Budget.parse(options.budget) if options.budget else None
-    suite = load_suite(options.suite, range(options.seeds) if options.seeds else None, budget)
+    seeds = range(options.seeds) if options.seeds else None
+    suite = load_suite(options.suite, seeds, budget, options.tables)
     out = options.out or Path("runs/bench") / suite.name
 
     from eblvm.benchmarks.run import run_suite

@@ -54,6 +54,9 @@ class TestSuite:
         assert [c.seed for c in suite.cells] == [0, 0, 0, 1, 1, 1]
         assert [c.budget.epochs for c in suite.cells[:3]] == [1, 1, 2]
         assert suite.cells[1].options == ("--model.init_args.nothing=1",)
+        with pytest.raises(UserError, match="no table 'other'; it has tiny"):
+            load_suite(str(suite_file), tables=["other"])
+        assert len(load_suite("toy", tables=["moons", "rings"]).tables) == 2
         forced = load_suite(str(suite_file), budget=Budget(steps=2))
         assert {c.budget for c in forced.cells} == {Budget(steps=2)}
         assert Suite.from_json(suite.to_json()) == suite
@@ -72,8 +75,13 @@ class TestSuite:
             ("label: longer", "label: tiny", "twice"),
             ("recipe: TINY, label: tiny", "recipe: image/lebm_digit", "image/lebm_digits"),
             ("metrics: {loss: 1.5}", "metrics: {speed: 2}", "speed has no column"),
-            ("epochs: 1", "epochs: none", "positive number"),
+            ("epochs: 1", "epochs: none", "positive whole number"),
             ("tables:", "tables: [", "not YAML"),
+            ("tables:", "seeds: 3\ntables:", "a list of numbers"),
+            ("budget: {epochs: 1}", "budget: {epochs: 1.5}", "whole number"),
+            ("metrics: {loss: lower}", "metrics: [loss]", "metrics are"),
+            ("name: tiny", "name: ../tiny", "that of a folder"),
+            ("options: [--model.init_args.nothing=1]", "options: --ema=0.9", "a list of texts"),
         ],
     )
     def test_what_is_wrong_is_said(self, suite_file, old, new, said):
@@ -101,6 +109,22 @@ class TestSuite:
     def test_toy_has_every_recipe_of_the_plane(self):
         there = {f"toy/{path.stem}" for path in (recipe_root() / "toy").glob("*.yaml")}
         assert {cell.recipe for cell in load_suite("toy").cells} == there
+
+    def test_toy_has_every_method_on_every_density(self):
+        kinds = [getattr(synthetic, name) for name in synthetic.__all__]
+        kinds = [k for k in kinds if inspect.isclass(k) and issubclass(k, synthetic.Density2D)]
+        densities = {k.__name__ for k in kinds if not inspect.isabstract(k)}
+        found, methods = set(), {}
+        for table in load_suite("toy").tables[:-1]:  # but for the machine's
+            for cell in table.cells:
+                said = [o for o in cell.options if o.startswith("--data.init_args.density=")]
+                said = said or [resolve_recipe(cell.recipe).read_text().split("density:")[1]]
+                found.add(re.search(r"eblvm\.data\.(\w+)", said[0])[1])
+                methods.setdefault(table.name, set()).add(cell.label.split(",")[0])
+        assert found == densities
+        assert len(methods) == 10
+        assert all(kinds == methods["pinwheel"] for kinds in methods.values())
+        assert len(methods["pinwheel"]) == 13
 
     def test_columns_of_clusters_are_what_the_recipes_log(self):
         (table, *_) = load_suite("text-small").tables
