@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -53,7 +54,7 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
     Raises:
         SystemExit: If a command fails; it has said why on the standard error.
     """
-    start = time.perf_counter()
+    start, code = time.perf_counter(), commit()  # files may change while the cell runs
     eblvm = main_of(cell)
     run = trained(cell, folder, wandb, eblvm)
     best, last = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
@@ -73,7 +74,7 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
         "samples": pictured(run, ckpt, folder, eblvm),
         "curve": str((run / "metrics.csv").relative_to(folder)),
         "config_sha256": config_hash(run / "config.yaml"),
-        "environment": environment(),
+        "environment": {**environment(), "commit": code},
     }
 
 
@@ -87,9 +88,14 @@ def devices_of(cell: Cell) -> Any:
     return (content.get("trainer") or {}).get("devices")
 
 
+def for_one_device(cell: Cell) -> bool:
+    """Whether a cell trains on one device."""
+    return str(devices_of(cell)) in ("None", "1")
+
+
 def main_of(cell: Cell) -> Eblvm:
     """The command line in this process for one device, else each command in one of its own."""
-    if str(devices_of(cell)) in ("None", "1"):
+    if for_one_device(cell):
         return command_line
     # Lightning launches the other ranks by the same module
     return partial(launched, [sys.executable, "-m", "eblvm.benchmarks.cell"])
@@ -148,6 +154,9 @@ def pictured(run: Path, ckpt: Path, folder: Path, eblvm: Eblvm) -> str | None:
         except SystemExit as stop:
             if stop.code not in (None, 0):
                 continue
+        except Exception:  # the figures of the test are not lost for want of a picture
+            traceback.print_exc()
+            continue
         return name
     return None
 
@@ -163,7 +172,8 @@ def environment() -> dict[str, Any]:
     """Machine, versions and commit."""
     import torch
 
-    packages = ("eblvm", "torch", "pytorch-lightning", "torchvision", "torchmetrics")
+    packages = ["eblvm", "torch", "pytorch-lightning", "torchvision", "torchmetrics"]
+    packages += ["numpy", "scipy", "scikit-learn"]  # by which figures, and the digits, are made
     return {
         "machine": machine(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

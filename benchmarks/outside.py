@@ -262,8 +262,11 @@ def read_folder(folder: Path) -> Tensor:
     arrays = []
     for path in paths:
         with Image.open(path) as image:
-            gray = image.mode in ("1", "L", "I;16", "I")
-            arrays.append(np.asarray(image.convert("L" if gray else "RGB")))
+            if image.mode.startswith("I"):  # 16 bits; `convert` would cut off what is above 255
+                arrays.append(np.asarray(image).astype(np.float32) / 257)  # 65535 becomes 255
+            else:
+                gray = image.mode in ("1", "L")
+                arrays.append(np.asarray(image.convert("L" if gray else "RGB"), np.float32))
         if arrays[-1].shape != arrays[0].shape:
             raise UserError(
                 f"{path} is an image of {arrays[-1].shape}, {paths[0]} one of {arrays[0].shape}; "
@@ -271,7 +274,7 @@ def read_folder(folder: Path) -> Tensor:
             )
     images = torch.from_numpy(np.stack(arrays))
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1
+    return images / 127.5 - 1
 
 
 def trial_for(reference: str, rows: Rows, features: str | None, unit: bool) -> Trial:

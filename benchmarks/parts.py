@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eblvm.benchmarks.protocols import groups, protocols_of
+from eblvm.benchmarks.protocols import difference, groups, protocols_of
 from eblvm.benchmarks.run import read_results
 from eblvm.benchmarks.statistics import Comparison, Summary, compare, summarize
 from eblvm.benchmarks.suite import Cell, Suite, Table
@@ -63,16 +63,27 @@ class Part:
     def alike(self, metric: str) -> list[list[str]]:
         """Rows with a figure, those whose protocols agree together, the largest group first."""
         known: dict[str, dict[str, Any]] = {}
+        mixed: list[str] = []
         for label in self.labels:
             for record in self.done(label):
                 if metric in record["metrics"]:
-                    known.setdefault(label, {}).update(protocols_of(record, metric))
-        return groups(known)
+                    own = protocols_of(record, metric)
+                    if difference(known.setdefault(label, {}), own) and label not in mixed:
+                        mixed.append(label)
+                    known[label].update(own)
+        alone = [[label] for label in mixed]  # seeds made in different ways compare with nothing
+        return groups({n: p for n, p in known.items() if n not in mixed}) + alone
 
     def compared(self, metric: str) -> tuple[str | None, dict[str, Comparison]]:
-        """The best row in a metric, and the others of the same protocol against it."""
+        """The best row in a metric, and the others of the same protocol against it.
+
+        None is the best where all are the same.
+        """
         alike = self.alike(metric)
         rows = {label: self.summary(label, metric) for label in (alike[0] if alike else [])}
+        means = {row.mean for row in rows.values() if row.values}
+        if len(rows) > 1 and len(means) == 1:
+            return None, {}
         return compare(rows, self.table.metrics[metric])
 
     @property

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,7 @@ def pareto(part: Part) -> bytes | None:
     if len(points) < 2:
         return None
     figure, axes = canvas()
-    sign = 1 if better == "lower" else -1
-    front: list[tuple[float, float]] = []
-    for cost, summary in sorted(points.values(), key=lambda p: (p[0], sign * p[1].mean)):
-        if not front or sign * summary.mean < sign * front[-1][1]:
-            front.append((cost, summary.mean))
+    front = frontier([(cost, summary.mean) for cost, summary in points.values()], better)
     axes.plot(*zip(*front, strict=True), color="0.5", linewidth=1, linestyle=":", zorder=0)
     for i, (label, (cost, summary)) in enumerate(points.items()):
         error = 0.0 if math.isnan(summary.deviation) else summary.deviation
@@ -40,6 +37,21 @@ def pareto(part: Part) -> bytes | None:
     axes.set_xscale("log")
     axes.legend(fontsize=8, framealpha=0)
     return svg_of(figure)
+
+
+def frontier(points: Sequence[tuple[float, float]], better: str) -> list[tuple[float, float]]:
+    """Those of the points (cost, figure) that none beats in both, by their costs.
+
+    Arguments:
+        points: One or more.
+        better: Whether a `lower` or a `higher` figure is; a lower cost always is.
+    """
+    sign = 1 if better == "lower" else -1
+    found: list[tuple[float, float]] = []
+    for cost, figure in sorted(points, key=lambda point: (point[0], sign * point[1])):
+        if not found or sign * figure < sign * found[-1][1]:
+            found.append((cost, figure))
+    return found
 
 
 def curves(part: Part) -> bytes | None:

@@ -77,6 +77,11 @@ class Section:
                 return path
         return None
 
+    def drawn(self, label: str) -> bool:
+        """Whether a row has samples, or is of other code, whose samples are not ours to show."""
+        done = self.part.done(label)
+        return any(r.get("samples") or "outside" in r for r in done)
+
     @property
     def header(self) -> list[str]:
         """Names of the columns."""
@@ -124,9 +129,9 @@ class Section:
                 continue
             if known:
                 worded = [f"{o} p = {c.p:.2g} ({c.test})" for o, c in known.items()]
-                words += ", against " + ", ".join(worded)
+                words += "; against " + "; ".join(worded)
             if untested:
-                words += f"; not tested, for want of seeds or of spread: {', '.join(untested)}"
+                words += f"; not tested, for want of seeds or of spread: {'; '.join(untested)}"
             said.append(f"{words}.")
         return said
 
@@ -154,7 +159,7 @@ class Section:
         if len(budgets) == 1:
             said.append(f"Budget of each cell: {next(iter(budgets))}.")
         else:
-            said += [f"Budget of {', '.join(labels)}: {b}." for b, labels in budgets.items()]
+            said += [f"Budget of {'; '.join(labels)}: {b}." for b, labels in budgets.items()]
         taken: dict[str, set[int]] = {}
         for record in part.records:
             if (steps := record.get("cost", {}).get("steps")) is not None:
@@ -165,10 +170,14 @@ class Section:
                 for label, n in taken.items()
             )
             said.append(f"Steps of training: {'; '.join(spans)}.")
+        if seeds := sorted({record["seed"] for record in part.records if "seed" in record}):
+            said.append(f"Seeds: {', '.join(map(str, seeds))}.")
+        if bare := [b for b in part.labels if part.done(b) and not self.drawn(b)]:
+            said.append(f"No samples were drawn of {'; '.join(bare)}; the cells' log.txt says why.")
         last = sorted({r["label"] for r in part.records if r.get("checkpoint") == "last"})
         if last:
             said.append(
-                f"{', '.join(last)}: the state at the end of training was tested, for the budget "
+                f"{'; '.join(last)}: the state at the end of training was tested, for the budget "
                 "ended before the first validation; of all others the best by validation."
             )
         said += self.protocols()
@@ -213,7 +222,7 @@ class Section:
         said = []
         for name, ways in sorted(found.items()):
             for way, labels in ways.items():
-                whose = f" of {', '.join(labels)}" if len(ways) > 1 else ""
+                whose = f" of {'; '.join(labels)}" if len(ways) > 1 else ""
                 said.append(f"{name}{whose}: {way}")
         return said
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from eblvm.benchmarks.cell import commit, config_hash, machine
+from eblvm.benchmarks.cell import commit, config_hash, for_one_device, machine
 from eblvm.benchmarks.suite import Budget, Cell, Suite
 from eblvm.cli import UserError
 
@@ -43,10 +43,20 @@ class Worker:
         folder: Its folder.
         threads: For torch.
         group: The run group of Weights & Biases; None does not log there.
+        gpu: The only one that it sees; None shows it all.
+        lock: A file descriptor that it keeps open: the folder is locked as long as it lives.
     """
 
-    def __init__(self, cell: Cell, folder: Path, threads: int, group: str | None) -> None:
-        self.cell, self.folder = cell, folder
+    def __init__(
+        self,
+        cell: Cell,
+        folder: Path,
+        threads: int,
+        group: str | None,
+        gpu: str | None = None,
+        lock: int | None = None,
+    ) -> None:
+        self.cell, self.folder, self.gpu = cell, folder, gpu
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "environment.json"):
             (folder / name).unlink(missing_ok=True)
@@ -56,13 +66,20 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if group is not None:
             environment |= {"WANDB_RUN_GROUP": group, "WANDB_NAME": cell.id}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         command = [sys.executable, "-m", "eblvm.benchmarks.cell", str(spec)]
         self.start = time.perf_counter()
         self.continued = any(folder.glob("run/**/last.ckpt"))
         self.earlier = self._spent() if self.continued else 0.0
         with open(folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=() if lock is None else (lock,),
             )
         self._curve: Path | None = None
         self._budget: Budget | None = None
@@ -131,7 +148,7 @@ class Worker:
         if budget.steps and "step" in row:
             shares.append((int(row["step"]) + 1) / budget.steps)
         if budget.epochs and "epoch" in row:
-            shares.append((int(row["epoch"]) + 1) / budget.epochs)
+            shares.append(int(row["epoch"]) / budget.epochs)  # the one that runs is not done
         if shares:
             share = max(shares)
             if self._first is None:
@@ -212,12 +229,12 @@ def run_suite(
             another process is running a suite there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
-        return run_alone(suite, out, jobs, resume, wandb)
+    with alone(out) as lock:
+        return run_alone(suite, out, jobs, resume, wandb, lock)
 
 
 def run_alone(
-    suite: Suite, out: Path, jobs: int, resume: bool, wandb: bool
+    suite: Suite, out: Path, jobs: int, resume: bool, wandb: bool, lock: int | None = None
 ) -> list[dict[str, Any]]:
     """`run_suite`, where no other process writes to the folder."""
     results = out / "results.jsonl"
@@ -234,13 +251,17 @@ def run_alone(
     waiting = deque(cell for cell in suite.cells if cell.id not in done)
     total, threads = len(suite.cells), max(1, (os.cpu_count() or 1) // jobs)
     group = f"{suite.name} {int(described.stat().st_mtime)}" if wandb else None
+    cards = gpus() if jobs > 1 else []
     running: list[Worker] = []
     board = Board(total, len(done))
     with board.shown(), stopping(running):
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                running.append(Worker(cell, out / "cells" / cell.id, threads, group))
+                taken = [worker.gpu for worker in running]
+                gpu = min(cards, key=taken.count) if cards and for_one_device(cell) else None
+                folder = out / "cells" / cell.id
+                running.append(Worker(cell, folder, threads, group, gpu, lock))
                 board.began(cell)
             time.sleep(POLL)
             for worker in running:
@@ -254,9 +275,21 @@ def run_alone(
     return read_results(results)
 
 
+def gpus() -> list[str]:
+    """The devices that cells may be shared out over; none where there is one or no GPU."""
+    import torch
+
+    if (count := torch.cuda.device_count()) < 2:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keep the folder for this process; the lock goes with it, however it ends.
+def alone(out: Path) -> Iterator[int]:
+    """Keep the folder for this process and its cells, to which the lock's file descriptor goes.
+
+    The lock ends with the last of them, however they end.
 
     Raises:
         UserError: If another process has it.
@@ -267,11 +300,11 @@ def alone(out: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(
-                    f"another process is running a suite in {out}. Wait for it or stop it, or "
-                    "choose another --out."
+                    f"another process is running a suite in {out}, or a cell of one that was "
+                    "killed. Wait for it or stop it, or choose another --out."
                 ) from error
             # a file system without locks: as it was before there were any
-        yield
+        yield file.fileno()
 
 
 def cells_of(described: Path) -> list[Cell]:

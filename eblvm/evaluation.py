@@ -589,4 +589,9 @@ class StackedModes(Evaluation):
         found = count_classes(combined, num_classes ** samples.shape[1])
         figures = {"stacked_modes": torch.tensor(found.hit), "stacked_kl": torch.tensor(found.kl)}
         log(learner, stage, figures)
-        self.protocol = {"num_samples": len(combined), "resizing": "none", **self._judge}
+        self.protocol = {
+            "num_samples": len(combined),
+            "resizing": "none",
+            **self._judge,
+            "dtype": "scores float32, counts int64",
+        }

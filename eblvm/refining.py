@@ -150,7 +150,12 @@ class ClassAccuracy(Evaluation):
             found = gather(learner, torch.cat(right).double())
             figures[name] = found.mean()
         log(learner, stage, figures)
-        self.protocol = {"num_samples": len(found), "resizing": "none", **self._judge}
+        self.protocol = {
+            "num_samples": len(found),
+            "resizing": "none",
+            **self._judge,
+            "dtype": "scores float32, counts int64",
+        }
 
 
 class Translations(Evaluation):

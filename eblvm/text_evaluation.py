@@ -147,7 +147,12 @@ class Sentences(Evaluation):
         if hasattr(data.corpus, "parse"):
             parsed = sum(data.corpus.parse(words) is not None for words in written)
             figures["grammatical"] = parsed / len(written)
-        self.protocol = {"num_generated": len(lines), "num_real": len(real), "decoding": "greedy"}
+        self.protocol = {
+            "num_generated": len(lines),
+            "num_real": len(real),
+            "decoding": "greedy",
+            "dtype": "counts int64, shares float64",
+        }
         log(learner, stage, {n: torch.as_tensor(v, device="cpu") for n, v in figures.items()})
         publish_text(trainer, "sentences", lines[: self.num_shown])
 
@@ -478,6 +483,7 @@ class Control(Evaluation):
             "num_real": len(truth),
             "classifier": type(judge).__name__,
             "classifier_epochs": self.num_epochs,
+            "dtype": "scores float32, counts int64",
         }
         publish_text(trainer, "control", lines)
 

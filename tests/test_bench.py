@@ -1,6 +1,7 @@
 """The benchmark suite: suites, and cells that are never lost."""
 
 import inspect
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from bench_parts import SUITE, TINY
+from rich.console import Console
 
 from eblvm import evaluation
 from eblvm.benchmarks import run as runner
@@ -292,6 +294,36 @@ class TestWorker:
         assert groups_[3:] == ["mine 5"] * 3
         assert [env["WANDB_NAME"] for env in started[:3]] == [c.id for c in suite.cells]
 
+    def test_cells_are_shared_out_over_gpus(self, suite_file, tmp_path, started, monkeypatch):
+        monkeypatch.setattr(runner, "gpus", lambda: ["2", "5"])
+        several = "longer, options: [--trainer.devices=2]"
+        suite_file.write_text(suite_file.read_text().replace("longer", several, 1))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        for jobs, wanted in ((2, ["2", "5", visible]), (1, [visible] * 3)):
+            started.clear()
+            run_suite(load_suite(str(suite_file)), tmp_path / str(jobs), jobs)
+            assert [env.get("CUDA_VISIBLE_DEVICES") for env in started] == wanted
+
+    def test_the_table_shows_how_far_cells_are(self, tmp_path, started):
+        run = tmp_path / "run/tiny/version_0"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("trainer: {max_epochs: 4, max_steps: 100}\n")
+        worker = Worker(Cell("t", "a [b]", "tiny", 0), tmp_path, 1, None)
+        assert worker.row() == {}
+        rows = ["epoch,step,train/loss,val/loss", "0,9,3.25,", "0,24,,2.0", "1,49,0.00012345,"]
+        (run / "metrics.csv").write_text("\n".join(rows) + "\n2,5")  # a line being written
+        row = worker.row()
+        assert (row["train/loss"], row["val/loss"]) == ("0.00012345", "2.0")
+        (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+        board = runner.Board(5, 2)
+        board.console = Console(width=100, record=True, file=io.StringIO(), force_terminal=True)
+        with board.shown():
+            board.update([worker])
+            board.console.print(board.live.renderable)
+        said = board.console.export_text()
+        assert "a_b_/seed_0" in said and "49" in said and "0.0001234" in said
+        assert "0:00" in said and "2 of 5 done, 0 failed" in said
+
     def test_runs_are_named_by_their_cells(self, tmp_path, monkeypatch):
         from eblvm import runs
 
@@ -311,15 +343,16 @@ class TestWorker:
         config.write_text("trainer: {max_epochs: 10, max_steps: -1}\n")
         worker = Worker(Cell("t", "a", "tiny", 0), tmp_path, 1, None)
         clock[0] += 20
-        assert worker.remaining({"epoch": "3"}) == pytest.approx(30), "the recipe's own epochs"
+        assert worker.remaining({"epoch": "0"}) is None, "the first epoch is not done"
+        assert worker.remaining({"epoch": "4"}) == pytest.approx(30), "the recipe's own epochs"
         worker.book()
         (config.parent / "last.ckpt").touch()
         again = Worker(Cell("t", "a", "tiny", 0), tmp_path, 1, None)
         assert again.wall == pytest.approx(20)
         clock[0] += 5
-        assert again.remaining({"epoch": "4"}) is None, "no pace is known yet"
+        assert again.remaining({"epoch": "5"}) is None, "no pace is known yet"
         clock[0] += 10
-        assert again.remaining({"epoch": "5"}) == pytest.approx(40), "ten seconds an epoch"
+        assert again.remaining({"epoch": "6"}) == pytest.approx(40), "ten seconds an epoch"
         assert again.wall == pytest.approx(35)
         timed = Worker(Cell("t", "a", "tiny", 0, Budget(minutes=1)), tmp_path, 1, None)
         assert timed.remaining({}) == pytest.approx(40), "twenty seconds were spent before"
@@ -415,6 +448,53 @@ def test_killed_in_the_middle_and_resumed(suite_file, tmp_path):
         assert found["status"] == known["status"]
         for key in ("metrics", "config_sha256"):
             assert found.get(key) == known.get(key), "the same seed, the same figures"
+
+
+def test_a_cell_that_outlives_its_suite_keeps_the_folder(suite_file, tmp_path, eblvm):
+    """Whoever goes on would write to the run that it still writes to."""
+    suite_file.write_text(SUITE.replace("TINY", str(TINY)).replace("epochs: 1", "epochs: 4000"))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = bench(suite_file, folder=tmp_path, start_new_session=True, **quiet)
+    spec = tmp_path / "runs/bench/mine/cells/tiny/tiny/seed_0/environment.json"
+    deadline = time.monotonic() + 200
+    while not spec.is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    try:
+        refused = eblvm("bench", suite_file, "--out", tmp_path / "runs/bench/mine", "--resume")
+        assert refused.status == 2 and "a cell of one that was killed" in refused.err
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_weights_and_biases_without_a_network(suite_file, tmp_path, monkeypatch):
+    """All runs of a suite in one group."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    text = suite_file.read_text()
+    start, end = text.index("      - {recipe: TINY, label: broken".replace("TINY", str(TINY))), 0
+    end = text.index("    published")
+    suite_file.write_text(text[:start] + text[end:])
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    done = bench(suite_file, "--wandb", "--seeds", 2, "--jobs", 2, folder=tmp_path, **quiet)
+    said = done.communicate()[1]
+    assert done.returncode == 0, said
+    out = tmp_path / "runs/bench/mine"
+    logs = [p.read_bytes() for p in out.glob("cells/**/wandb/offline-run-*/run-*.wandb")]
+    group = f"mine {int((out / 'suite.json').stat().st_mtime)}".encode()
+    assert len(logs) == 2 and all(group in log for log in logs)
+    assert any(b"tiny/tiny/seed_1" in log for log in logs)
+
+
+def test_samples_that_fail_lose_no_figures(tmp_path, capsys):
+    from eblvm.benchmarks.cell import pictured
+
+    def broken(arguments):
+        raise RuntimeError("out of memory")
+
+    assert pictured(tmp_path, tmp_path / "last.ckpt", tmp_path, broken) is None
+    assert capsys.readouterr().err.count("RuntimeError: out of memory") == 2
 
 
 def test_one_process_at_a_time_in_a_folder(suite_file, tmp_path, eblvm):

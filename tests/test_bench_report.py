@@ -13,6 +13,7 @@ from scipy import stats
 
 from eblvm import density, evaluation, outliers, refining, text_evaluation
 from eblvm.benchmarks.parts import gather
+from eblvm.benchmarks.plots import frontier
 from eblvm.benchmarks.protocols import FIGURES, difference, groups, protocols_of
 from eblvm.benchmarks.report import Section, write_report
 from eblvm.benchmarks.run import keep
@@ -181,14 +182,38 @@ class TestReport:
         (folder / "suite.json").write_text(json.dumps(suite))
         for label, num in (("tiny", 5000), ("longer", 2000), ("broken", 2000)):
             for seed in range(3):
-                own = {"metrics": {"frechet": num + seed / len(label)}, "protocol": made(num, seed)}
+                figure = num + seed / len(label) + (label == "longer")
+                own = {"metrics": {"frechet": figure}, "protocol": made(num, seed)}
                 keep(folder / "results.jsonl", {**record(label, seed, 1.0), **own})
         text = write_report([folder], tmp_path)[0].read_text()
         assert re.search(r"\| tiny \| 5e\+03 ± 0.25 † \|", text)
         assert "SampleQuality of tiny: num_fake 5000, split test" in text
-        assert "SampleQuality of longer, broken: num_fake 2000, split test" in text
+        assert "SampleQuality of longer; broken: num_fake 2000, split test" in text
         assert "against broken p" in text or "against longer p" in text
         assert "tiny p" not in text
+        own = {"metrics": {"frechet": 2000.0}, "protocol": made(1000, 2)}
+        keep(folder / "results.jsonl", {**record("longer", 2, 1.0), **own})
+        text = write_report([folder], tmp_path)[0].read_text()
+        assert "| longer | 2e+03 ± 0.63 † |" in text, "its own seeds do not compare"
+
+    def test_where_all_are_the_same_none_is_best(self, folder, tmp_path):
+        for label in ("tiny", "longer", "broken"):
+            for seed in range(3):
+                keep(folder / "results.jsonl", record(label, seed, 0.0))
+        text = write_report([folder], tmp_path)[0].read_text()
+        assert "**0" not in text
+        assert "best" not in text.split("| tiny")[1]
+
+    def test_what_none_beats_in_cost_and_figure(self):
+        points = [(3.0, 1.0), (1.0, 5.0), (2.0, 6.0), (2.0, 4.0), (4.0, 1.0)]
+        assert frontier(points, "lower") == [(1.0, 5.0), (2.0, 4.0), (3.0, 1.0)]
+        assert frontier(points, "higher") == [(1.0, 5.0), (2.0, 6.0)]
+
+    def test_rows_without_samples_and_the_seeds_are_named(self, folder, tmp_path):
+        keep(folder / "results.jsonl", {**record("tiny", 0, 1.0), "samples": None})
+        text = write_report([folder], tmp_path)[0].read_text()
+        assert "No samples were drawn of tiny" in text
+        assert "- Seeds: 0, 1, 2." in text
 
     def test_seeds_of_a_recipe_that_changed_in_between(self, folder, tmp_path):
         for seed, found in enumerate("aab"):
@@ -207,11 +232,12 @@ class TestReport:
     def test_wall_time_where_a_gpu_worked(self, folder):
         assert "CPU s" in Section(gather([folder])[1][0]).header
         cost = {"train_wall_s": 7.5, "train_cpu_s": 9.0, "peak_gpu_memory_mib": 100}
-        keep(folder / "results.jsonl", {**record("tiny", 0, 2.0), "cost": cost})
+        for label in ("tiny", "longer"):
+            keep(folder / "results.jsonl", {**record(label, 0, 2.0), "cost": cost})
         section = Section(gather([folder])[1][0])
         assert "wall s" in section.header
         assert ("7.5", "") in section.rows()[0]
-        assert b"wall time of training" in section.figures.get("cost", b"wall time of training")
+        assert b"wall time of training" in section.figures["cost"]
 
     def test_reports_do_not_change_when_drawn_again(self, folder, tmp_path):
         first = write_report([folder], tmp_path / "one")[1].read_bytes()

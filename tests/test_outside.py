@@ -217,6 +217,16 @@ def test_tensors_that_are_no_samples(content, said, tmp_path):
         read_samples(tmp_path / "x.pt")
 
 
+def test_images_of_sixteen_bits_keep_their_grays(tmp_path):
+    wide = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray((wide // 257).astype(np.uint8)).save(tmp_path / "b.png")
+    images = read_samples(tmp_path)
+    assert images.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(images[0], images[1])
+    torch.testing.assert_close(images[0, 0, 0, 1], torch.tensor(100 / 127.5 - 1))
+
+
 def test_folders_that_are_no_samples(tmp_path):
     with pytest.raises(UserError, match="no images"):
         read_samples(tmp_path)

@@ -91,6 +91,7 @@ def test_a_test_prints_figures_and_writes_texts(run, eblvm):
     assert {f"test/{name}" for name in names} <= figures.keys()
     assert all(f"test/{name}" in done.out for name in names)
     assert figures["protocol"]["WrittenLanguage"]["num_generated"] == 20
+    assert all("dtype" in str(protocol) for protocol in figures["protocol"].values())
     texts = {path.name for path in (run / "texts").iterdir()}
     assert {f"{n}_test.txt" for n in ("sentences", "reconstructions", "interpolations")} <= texts
     assert "sentences_epoch_0001.txt" in texts and "interpolations_epoch_0001.txt" not in texts

@@ -43,6 +43,7 @@ class CorpusBLEU(Metric):
     matches: Tensor
     totals: Tensor
     lengths: Tensor
+    num: Tensor
 
     def __init__(self, order: int = 4) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class CorpusBLEU(Metric):
         self.add_state("matches", torch.zeros(order, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("totals", torch.zeros(order, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("lengths", torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("num", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, hypotheses: Sequence[Words], references: Sequence[Words]) -> None:
         """Add sentences, each a sequence of words, and what they should have been.
@@ -64,6 +66,7 @@ class CorpusBLEU(Metric):
                 f"{len(hypotheses)} hypotheses for {len(references)} references; expected one for "
                 "each."
             )
+        self.num += len(hypotheses)
         for said, meant in zip(hypotheses, references, strict=True):
             self.lengths += torch.tensor([len(said), len(meant)], device=self.lengths.device)
             for n in range(1, self.order + 1):
@@ -87,7 +90,9 @@ class CorpusBLEU(Metric):
         brevity = math.exp(min(0.0, 1 - meant / said)) if said else 0.0
         return {
             "metric": f"BLEU-{self.order}, corpus, no smoothing, case as given",
+            "num_sentences": int(self.num),
             "words": said,
             "reference_words": meant,
             "brevity_penalty": brevity,
+            "dtype": "counts int64, mean float64",
         }

@@ -172,6 +172,8 @@ class ReversePerplexity(Metric):
             "language_model": type(self.language_model).__name__,
             "num_generated": self.num,
             "num_real": len(self.real),
+            "num_epochs": getattr(self.language_model, "num_epochs", None),
+            "dtype": "log-probabilities float32, sum float64",
         }
 
 

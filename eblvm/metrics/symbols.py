@@ -74,6 +74,7 @@ class MutualInformation(Metric):
             "metric": "mutual information of latents and symbols, nats",
             "estimated_over": f"batches of {size:g}" if self.per_batch else "all data",
             "num_data": int(self.num),
+            "dtype": "shares float64",
         }
 
 
@@ -164,6 +165,7 @@ class Homogeneity(Metric):
             "metric": "homogeneity of labels given symbols",
             "computed_over": f"batches of {size:g}" if self.per_batch else "all data",
             "num_data": num,
+            "dtype": "counts int64, entropies float64",
         }
 
 
@@ -215,3 +217,12 @@ class SymbolAccuracy(Metric):
             rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
             return table[rows, columns].sum() / table.sum()
         return table.diagonal().sum() / table.sum()
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the figure was made."""
+        return {
+            "metric": "share of symbols that are the label" + ", matched one to one" * self.match,
+            "num_data": int(self.table.sum()),
+            "dtype": "counts int64, share float64",
+        }
