@@ -9,6 +9,7 @@ import shutil
 import subprocess
 
 import pytest
+from PIL import Image
 from scipy import stats
 
 from eblvm import density, evaluation, outliers, refining, text_evaluation
@@ -297,8 +298,23 @@ class TestReport:
         """In a frame, for a window is never narrower than 500 pixels, and a phone is."""
         assert CHROMIUM, "where CI is set, chromium has to be there"
         protocol = {"SampleQuality": {"weights_sha256": "0123456789abcdef" * 4}}
-        more = {"protocol": protocol, "curve": "metrics.csv"}
-        keep(folder / "results.jsonl", record("tiny", 0, 2.0, **more))
+        suite = json.loads((folder / "suite.json").read_text())
+        names = ("frechet", "precision", "recall", "density", "coverage", "cluster_homogeneity")
+        suite["tables"][0]["metrics"] |= dict.fromkeys(names, "higher")
+        (folder / "suite.json").write_text(json.dumps(suite))
+        figures = {"loss": 2.0, **{name: 123456.789 for name in names}}
+        more = {"protocol": protocol, "metrics": figures}
+        files = {"tiny": "samples.png", "longer": "samples.txt"}
+        for label, name in files.items():
+            own = folder / f"cells/tiny/{label}/seed_0"
+            own.mkdir(parents=True, exist_ok=True)
+            if label == "tiny":
+                Image.new("RGB", (900, 900)).save(own / name)
+            else:
+                (own / name).write_text("a long sentence of many words . " * 20 + "w" * 300 + "\n")
+            curve = {"curve": "metrics.csv"} if label == "tiny" else {}
+            own_record = {**record(label, 0, 2.0), **more, **curve, "samples": name}
+            keep(folder / "results.jsonl", own_record)
         _, html = write_report([folder], tmp_path)
         probe = (
             "<script>document.querySelectorAll('details').forEach(d => { d.open = true });"
@@ -329,7 +345,7 @@ class TestReport:
         )
         title = re.search("<title>(.*?)</title>", done.stdout)[1].replace("&quot;", '"')
         seen = json.loads(title)
-        assert seen["images"] == [True, True]
+        assert seen["images"] == [True, True, True], "costs, curves, samples"
         assert seen["width"] == width
         assert seen["shown"] > 0
         assert seen["wide"] <= width, "the page itself never scrolls sideways"
