@@ -54,6 +54,8 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
     Raises:
         SystemExit: If a command fails; it has said why on the standard error.
     """
+    from eblvm.callbacks import peak_memory
+
     start, code = time.perf_counter(), commit()  # files may change while the cell runs
     eblvm = main_of(cell)
     run = trained(cell, folder, wandb, eblvm)
@@ -62,6 +64,10 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
     eblvm(["test", f"--ckpt_path={ckpt}", "--trainer.enable_progress_bar=false"])
     metrics = json.loads((run / "test.json").read_text(encoding="utf-8"))
     protocol = metrics.pop("protocol", {})
+    samples = pictured(run, ckpt, folder, eblvm)
+    cost = json.loads((run / "cost.json").read_text(encoding="utf-8"))
+    if for_one_device(cell):  # of test and samples, too, which were of this process
+        cost["peak_memory_mib"] = max(cost["peak_memory_mib"], peak_memory())
     return {
         **asdict(cell),
         "id": cell.id,
@@ -69,9 +75,9 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
         "checkpoint": ckpt.stem,
         "metrics": {name.removeprefix("test/"): value for name, value in metrics.items()},
         "protocol": protocol,
-        "cost": json.loads((run / "cost.json").read_text(encoding="utf-8")),
+        "cost": cost,
         "wall_s": round(time.perf_counter() - start, 1),
-        "samples": pictured(run, ckpt, folder, eblvm),
+        "samples": samples,
         "curve": str((run / "metrics.csv").relative_to(folder)),
         "config_sha256": config_hash(run / "config.yaml"),
         "environment": {**environment(), "commit": code},

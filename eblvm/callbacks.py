@@ -211,20 +211,22 @@ class Cost(Callback):
 
     Seconds of wall and of processor time, for training and for validation apart, steps per second
     of training, and peak memory in MiB: resident, of the first process, and allocated on its GPU.
-    Checkpoints keep the seconds, so that a resumed run counts those of its earlier parts, too.
+    Checkpoints keep seconds and peaks, so that a resumed run has those of its earlier parts, too.
     """
 
     def __init__(self) -> None:
         self.spent = {f"{k}_{c}_s": 0.0 for k in ("train", "validation") for c in ("wall", "cpu")}
+        self.peaks: dict[str, int] = {}
         self._phase = "train"
         self._since = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         self._book()
-        return dict(self.spent)
+        return {**self.spent, "peaks": dict(self.peaks)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.spent |= state_dict
+        self.peaks = dict(state_dict.get("peaks", {}))
+        self.spent |= {name: state_dict[name] for name in self.spent if name in state_dict}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._phase, self._since = "train", clocks(trainer)
@@ -242,10 +244,8 @@ class Cost(Callback):
         rate = trainer.global_step / max(self.spent["train_wall_s"], 1e-9)
         figures = {"steps": trainer.global_step, "steps_per_s": round(rate, 3)}
         figures |= {name: round(seconds, 2) for name, seconds in self.spent.items()}
-        figures["peak_memory_mib"] = peak_memory()
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            figures["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
+        self._look(trainer)
+        figures |= self.peaks
         path = Path(trainer.default_root_dir) / "cost.json"
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
@@ -253,7 +253,15 @@ class Cost(Callback):
         if trainer.state.fn == "fit":
             clocks(trainer)
             self._book()
+            self._look(trainer)
             self._phase = phase
+
+    def _look(self, trainer: Trainer) -> None:
+        found = {"peak_memory_mib": peak_memory()}
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
+        self.peaks |= {name: max(peak, self.peaks.get(name, 0)) for name, peak in found.items()}
 
     def _book(self) -> None:
         now = time.perf_counter(), time.process_time()

@@ -4,6 +4,7 @@ The recipe has dropout in the decoder (the global generator), chains in prior an
 own generators), dequantization and a shuffle (the loader's), a schedule, and Adam's moments.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_resumed_equals_uninterrupted(steps, eblvm, tiny, whole):
     # and the log goes on without gap or repetition
     one, other = ((folder / "metrics.csv").read_text().splitlines() for folder in (whole, run))
     assert sorted(one) == sorted(other)
+
+
+def test_costs_of_both_parts(eblvm, tiny):
+    """Seconds add up, and the most memory is that of the greedier part."""
+    assert eblvm("fit", "--config", tiny, *COMMON, f"--trainer.max_steps={EPOCH}").status == 0
+    run = Path("runs/tiny/version_0")
+    before = json.loads((run / "cost.json").read_text())
+    assert 0 < before["peak_memory_mib"] < 100_000
+    last = run / "checkpoints/last.ckpt"
+    kept = torch.load(last)
+    state = kept["callbacks"]["Cost"]
+    assert state["peaks"]["peak_memory_mib"] <= before["peak_memory_mib"]
+    state["peaks"]["peak_memory_mib"] = 123_456_789
+    torch.save(kept, last)
+    assert eblvm("fit", "--ckpt_path", last, "--trainer.max_steps=-1").status == 0
+    after = json.loads((run / "cost.json").read_text())
+    assert after["peak_memory_mib"] == 123_456_789
+    assert after["train_wall_s"] > before["train_wall_s"]
+    assert after["steps"] == 3 * EPOCH
 
 
 def test_with_averages_accumulation_clipping_and_mixed_precision(eblvm, tiny):
