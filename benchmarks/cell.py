@@ -54,6 +54,8 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
     Raises:
         SystemExit: If a command fails; it has said why on the standard error.
     """
+    import torch
+
     from eblvm.callbacks import peak_memory
 
     start, code = time.perf_counter(), commit()  # files may change while the cell runs
@@ -68,6 +70,9 @@ def run_cell(cell: Cell, folder: Path, wandb: bool = False) -> dict[str, Any]:
     cost = json.loads((run / "cost.json").read_text(encoding="utf-8"))
     if for_one_device(cell):  # of test and samples, too, which were of this process
         cost["peak_memory_mib"] = max(cost["peak_memory_mib"], peak_memory())
+        if "peak_gpu_memory_mib" in cost:
+            peak = torch.cuda.max_memory_allocated() // 2**20
+            cost["peak_gpu_memory_mib"] = max(cost["peak_gpu_memory_mib"], peak)
     return {
         **asdict(cell),
         "id": cell.id,

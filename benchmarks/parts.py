@@ -72,7 +72,7 @@ class Part:
                         mixed.append(label)
                     known[label].update(own)
         alone = [[label] for label in mixed]  # seeds made in different ways compare with nothing
-        return groups({n: p for n, p in known.items() if n not in mixed}) + alone
+        return (groups({n: p for n, p in known.items() if n not in mixed}) or [[]]) + alone
 
     def compared(self, metric: str) -> tuple[str | None, dict[str, Comparison]]:
         """The best row in a metric, and the others of the same protocol against it.

@@ -69,9 +69,15 @@ def logs(name: str, metric: str) -> bool:
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first entry that both have and that differs; None if they agree.
 
-    Records of older versions lack entries, which is no difference.
+    Records of older versions lack entries, which is no difference; within entries, too.
     """
-    return next((key for key, value in one.items() if key in other and other[key] != value), None)
+    for key in (key for key in one if key in other):
+        if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
+            if within := difference(one[key], other[key]):
+                return f"{key}: {within}"
+        elif one[key] != other[key]:
+            return key
+    return None
 
 
 def groups(protocols: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -243,8 +243,8 @@ def run_alone(
         raise UserError(f"{out} holds results. Add --resume to go on, or choose another --out.")
     if described.exists() and cells_of(described) != suite.cells:
         raise UserError(
-            f"{out} was begun with another suite, budget or number of seeds. Give the same ones, "
-            "or choose another --out."
+            f"{out} was begun with another suite, budget, number of seeds or choice of tables. "
+            "Give the same ones, or choose another --out."
         )
     describe(suite, described)
     done = {r["id"] for r in read_results(results) if r["status"] == "done"}
@@ -259,7 +259,7 @@ def run_alone(
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 taken = [worker.gpu for worker in running]
-                gpu = min(cards, key=taken.count) if cards and for_one_device(cell) else None
+                gpu = min(cards, key=taken.count) if cards and shareable(cell) else None
                 folder = out / "cells" / cell.id
                 running.append(Worker(cell, folder, threads, group, gpu, lock))
                 board.began(cell)
@@ -273,6 +273,14 @@ def run_alone(
                 board.ended(record)
             board.update(running)
     return read_results(results)
+
+
+def shareable(cell: Cell) -> bool:
+    """Whether a cell wants one device; one whose recipe cannot be read will say so itself."""
+    try:
+        return for_one_device(cell)
+    except (UserError, OSError, AttributeError, yaml.YAMLError):
+        return False
 
 
 def gpus() -> list[str]:

@@ -258,10 +258,15 @@ def load_suite(
     seeds = list(seeds if seeds is not None else listed(content, "seeds", path, int) or [0])
     known = [read_table(t, path, seeds, budget) for t in listed(content, "tables", path, dict)]
     names = [table.name for table in known]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path} has two tables {twice[0]}; name them differently.")
     if unknown := [name for name in tables or () if name not in names]:
         raise UserError(f"{path} has no table {unknown[0]!r}; it has {', '.join(names)}.")
     chosen = tuple(table for table in known if tables is None or table.name in tables)
-    suite = Suite(path.stem, content.get("about", ""), chosen, int(content.get("jobs", 1)))
+    jobs = content.get("jobs", 1)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise UserError(f"{path}: jobs is {jobs!r}; expected a whole number, 1 or more.")
+    suite = Suite(path.stem, worded(content, "about", path), chosen, jobs)
     ids = [cell.id for cell in suite.cells]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"{path} has {twice[0]} twice; give the cells different labels.")
@@ -311,9 +316,14 @@ def read_table(content: Any, path: Path, seeds: Sequence[int], budget: Budget | 
         row = checked(row, path, {"label", "source", "metrics"}, set())
         if unknown := set(row["metrics"]) - set(metrics):
             raise UserError(f"{path}, table {name}: a published {unknown.pop()} has no column.")
+        if wrong := [m for m, v in row["metrics"].items() if not isinstance(v, int | float)]:
+            raise UserError(
+                f"{path}, table {name}: a published {wrong[0]} is {row['metrics'][wrong[0]]!r}; "
+                "expected a number."
+            )
         published.append(row)
-    title = str(content.get("title", name))
-    return Table(name, title, metrics, tuple(cells), tuple(published), content.get("note", ""))
+    title, note = str(content.get("title", name)), worded(content, "note", path)
+    return Table(name, title, metrics, tuple(cells), tuple(published), note)
 
 
 def find_recipe(recipe: str, path: Path) -> str:
@@ -335,6 +345,18 @@ def listed(content: Mapping[str, Any], key: str, path: Path, kind: Any) -> list[
     if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
         what = {int: "numbers", str: "texts"}.get(kind, "entries")
         raise UserError(f"{path}: {key} is {found!r}; expected a list of {what}.")
+    return found
+
+
+def worded(content: Mapping[str, Any], key: str, path: Path) -> str:
+    """The text of a key, empty where there is none.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    found = content.get(key, "")
+    if not isinstance(found, str):
+        raise UserError(f"{path}: {key} is {found!r}; expected a text.")
     return found
 
 

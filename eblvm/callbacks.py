@@ -217,11 +217,13 @@ class Cost(Callback):
     def __init__(self) -> None:
         self.spent = {f"{k}_{c}_s": 0.0 for k in ("train", "validation") for c in ("wall", "cpu")}
         self.peaks: dict[str, int] = {}
+        self._device = torch.device("cpu")
         self._phase = "train"
         self._since = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         self._book()
+        self._look()
         return {**self.spent, "peaks": dict(self.peaks)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -230,6 +232,7 @@ class Cost(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._phase, self._since = "train", clocks(trainer)
+        self._device = trainer.strategy.root_device
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._turn_to("validation", trainer)
@@ -244,7 +247,7 @@ class Cost(Callback):
         rate = trainer.global_step / max(self.spent["train_wall_s"], 1e-9)
         figures = {"steps": trainer.global_step, "steps_per_s": round(rate, 3)}
         figures |= {name: round(seconds, 2) for name, seconds in self.spent.items()}
-        self._look(trainer)
+        self._look()
         figures |= self.peaks
         path = Path(trainer.default_root_dir) / "cost.json"
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -253,14 +256,12 @@ class Cost(Callback):
         if trainer.state.fn == "fit":
             clocks(trainer)
             self._book()
-            self._look(trainer)
             self._phase = phase
 
-    def _look(self, trainer: Trainer) -> None:
+    def _look(self) -> None:
         found = {"peak_memory_mib": peak_memory()}
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
+        if self._device.type == "cuda":
+            found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(self._device) // 2**20
         self.peaks |= {name: max(peak, self.peaks.get(name, 0)) for name, peak in found.items()}
 
     def _book(self) -> None:

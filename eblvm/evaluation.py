@@ -102,6 +102,12 @@ def gather(learner: LightningModule, rows: Tensor) -> Tensor:
     return gathered.reshape(-1, *rows.shape[1:])
 
 
+def protocol_of(metric: Any) -> dict[str, Any]:
+    """A metric's protocol with the numbers of all ranks; all of them have to ask."""
+    with metric.sync_context():
+        return dict(metric.protocol)
+
+
 def draw(learner: Sampling, trainer: Trainer, num: int, noise: bool = False) -> Tensor:
     """This rank's share of at least `num` samples, in chunks; all shares are equally large."""
     share = -(-num // trainer.world_size)

@@ -144,12 +144,13 @@ class OutOfDistribution(Evaluation):
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         model: Any = require(learner, Scoring, "OutOfDistribution")
+        size = min(100, len(self._data[0]))  # what the model is used to, or less
         x = gather(learner, torch.cat(self._data))[: self.num]
         self._data = []
 
         def scores(data: Tensor) -> dict[str, Tensor]:
             generator = model.generator(0, 7)
-            parts = [model.scores(part, generator) for part in data.split(100)]
+            parts = [model.scores(part, generator) for part in data.split(size)]
             return {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
 
         inside = scores(x)

@@ -23,6 +23,7 @@ from eblvm.evaluation import (
     draw,
     gather,
     log,
+    protocol_of,
     publish,
     require,
 )
@@ -192,7 +193,7 @@ class SentenceReconstructions(Evaluation):
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         same, count = gather(learner, self._exact.to(learner.device)[None]).sum(0)
         log(learner, stage, {"reconstruction_bleu": self.bleu.compute(), "exact": same / count})
-        self.protocol = self.bleu.protocol
+        self.protocol = protocol_of(self.bleu)
         publish_text(trainer, "reconstructions", self._lines)
         self.bleu.reset()
         self._exact.zero_()
@@ -236,7 +237,7 @@ class WrittenLanguage(Evaluation):
             judge = LSTMLanguageModel(
                 len(vocabulary), self.hidden_dim, num_epochs=self.num_epochs
             ).to(learner.device)
-            metric = ReversePerplexity(real, judge)
+            metric = ReversePerplexity(real, judge, sync_on_compute=False)  # gathered already
             metric.update(tokens)
             figure = metric.compute()
             self.protocol = metric.protocol
@@ -327,7 +328,7 @@ class Symbols(Evaluation):
                 figures[f"{name}_chance"] = value["chance"]
             else:
                 figures[name] = value
-            self.protocol |= {name: metric.protocol} if hasattr(metric, "protocol") else {}
+            self.protocol[name] = protocol_of(metric)
         log(learner, stage, figures)
         lines = []
         for k in sorted(self._examples):
@@ -410,7 +411,7 @@ class Clusters(Evaluation):
             figure = metric.compute()
             figures[f"cluster_homogeneity_{name}"] = figure["homogeneity"]
             figures[f"cluster_homogeneity_{name}_chance"] = figure["chance"]
-            self.protocol[name] = metric.protocol | {
+            self.protocol[name] = protocol_of(metric) | {
                 "symbols": f"{self.num_clusters} clusters of posterior means, by k-means"
             }
         log(learner, stage, figures)
@@ -616,7 +617,7 @@ class Responses(Evaluation):
         if self.similarity is not None:
             figures |= self.similarity.compute()
             self.similarity.reset()
-        self.protocol = {**self.bleu.protocol, "latents": "one of the prior, decoded greedily"}
+        self.protocol = {**protocol_of(self.bleu), "latents": "one of the prior, decoded greedily"}
         if self.vectors_file is not None:
             self.protocol["vectors"] = Path(self.vectors_file).name
         log(learner, stage, figures)

@@ -11,10 +11,10 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from eblvm.data import DensityDataModule, EightGaussians, ImageDataModule
 from eblvm.divergences import GradientPenalty, Jeffrey
 from eblvm.energies import SymbolVectorTimeEnergy
-from eblvm.evaluation import Likelihood, Reconstructions, SampleQuality
+from eblvm.evaluation import Likelihood, Reconstructions, SampleQuality, protocol_of
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
-from eblvm.metrics import PixelFeatures
+from eblvm.metrics import CorpusBLEU, PixelFeatures
 from eblvm.models import BiDVL, BoltzmannMachine, DataEBM, DenoisingEBM, LatentEBM
 from eblvm.models.networks import (
     MLP,
@@ -228,6 +228,14 @@ def evaluate(**settings):
     return {"figures": figures, "asked": model.asked, "x": x, "truth": model.marginal}
 
 
+def count(rank):
+    """What a metric's protocol says of one sentence on the first rank and two on the second."""
+    bleu = CorpusBLEU()
+    sentence = "the cat sat on the mat".split()
+    bleu.update([sentence] * (1 + rank), [sentence] * (1 + rank))
+    return {"bleu": bleu.compute(), "protocol": protocol_of(bleu), "own": int(bleu.num)}
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_default_dtype(torch.float64)
@@ -238,4 +246,5 @@ if __name__ == "__main__":
     result["end"] = {name: end(name, **settings) for name in OTHERS}
     result["evaluate"].pop("truth")
     rank = torch.distributed.get_rank()
+    result["count"] = count(rank)
     torch.save(result, Path(sys.argv[1]) / f"rank_{rank}.pt")

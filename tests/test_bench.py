@@ -80,6 +80,10 @@ class TestSuite:
             ("epochs: 1", "epochs: none", "positive whole number"),
             ("tables:", "tables: [", "not YAML"),
             ("tables:", "seeds: 3\ntables:", "a list of numbers"),
+            ("tables:", "jobs: many\ntables:", "jobs is 'many'"),
+            ("tables:", "jobs: 0\ntables:", "1 or more"),
+            ("title: Random images", "note: [a]", "expected a text"),
+            ("metrics: {loss: 1.5}", "metrics: {loss: low}", "expected a number"),
             ("budget: {epochs: 1}", "budget: {epochs: 1.5}", "whole number"),
             ("metrics: {loss: lower}", "metrics: [loss]", "metrics are"),
             ("name: tiny", "name: ../tiny", "that of a folder"),
@@ -304,7 +308,20 @@ class TestWorker:
             run_suite(load_suite(str(suite_file)), tmp_path / str(jobs), jobs)
             assert [env.get("CUDA_VISIBLE_DEVICES") for env in started] == wanted
 
-    def test_the_table_shows_how_far_cells_are(self, tmp_path, started):
+    def test_tables_of_one_name(self, suite_file):
+        table = suite_file.read_text().split("tables:\n")[1]
+        suite_file.write_text(suite_file.read_text() + table)
+        with pytest.raises(UserError, match="two tables tiny"):
+            load_suite(str(suite_file))
+
+    def test_a_recipe_that_cannot_be_read_stops_no_suite(self, tmp_path):
+        (tmp_path / "wrong.yaml").write_text("trainer: [")
+        assert not runner.shareable(Cell("t", "a", str(tmp_path / "wrong.yaml"), 0))
+        assert not runner.shareable(Cell("t", "a", str(tmp_path / "none.yaml"), 0))
+        assert runner.shareable(Cell("t", "a", str(TINY), 0))
+
+    def test_the_table_shows_how_far_cells_are(self, tmp_path, started, monkeypatch):
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: 100.0)
         run = tmp_path / "run/tiny/version_0"
         run.mkdir(parents=True)
         (run / "config.yaml").write_text("trainer: {max_epochs: 4, max_steps: 100}\n")

@@ -115,6 +115,8 @@ class TestProtocols:
     def test_what_old_records_lack_is_no_difference(self):
         assert difference({"num": 1, "split": "test"}, {"num": 1}) is None
         assert difference({"num": 1}, {"num": 2}) == "num"
+        assert difference({"a": {"num": 1, "dtype": "float64"}}, {"a": {"num": 1}}) is None
+        assert difference({"a": {"num": 1}}, {"a": {"num": 2}}) == "a: num"
         known = {"a": {"num": 2}, "b": {"num": 1}, "c": {}, "d": {"num": 1}, "e": {"num": 1}}
         assert groups(known) == [["b", "d", "e"], ["a", "c"]]
 

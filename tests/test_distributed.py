@@ -112,6 +112,14 @@ def test_ranks_share_the_data_and_draw_different_noise(recorded):
         assert distances.min() > 1e-6, f"two {name} chains are one"
 
 
+def test_protocols_count_the_data_of_all_ranks(recorded):
+    for rank, record in enumerate(recorded):
+        found = record["count"]
+        assert float(found["bleu"]) == 100
+        assert found["protocol"]["num_sentences"] == 3
+        assert found["own"] == 1 + rank, "its own again"
+
+
 def test_figures_are_those_of_one_process(recorded, float64):
     single = ranks.evaluate(devices=1)
     names = {"reconstruction_error", "log_likelihood", "frechet", "precision", "coverage"}

@@ -129,6 +129,7 @@ class ReversePerplexity(Metric):
     Arguments:
         real: Test sentences, `(N, L)`, framed and right-padded.
         language_model: Trained at each `compute`, from the state it is in now.
+        settings: Of `torchmetrics.Metric`: `sync_on_compute=False` where ranks add all sentences.
     """
 
     is_differentiable = False
@@ -137,8 +138,8 @@ class ReversePerplexity(Metric):
 
     generated: list[Tensor]
 
-    def __init__(self, real: Tensor, language_model: LanguageModel) -> None:
-        super().__init__()
+    def __init__(self, real: Tensor, language_model: LanguageModel, **settings: Any) -> None:
+        super().__init__(**settings)
         self.real = real
         self.language_model = language_model
         self.add_state("generated", [], dist_reduce_fx="cat")
