@@ -98,7 +98,7 @@ class Part:
 
 
 def gather(folders: Sequence[Path]) -> tuple[list[Suite], list[Part]]:
-    """Suites and their tables; tables of one name and equal metrics become one.
+    """Suites, each once, and their tables; tables of one name and equal metrics become one.
 
     Rows of one label become one, too, if they are the same recipe, budget and options with other
     seeds. Where they are not, each is named after its folder, too.
@@ -114,7 +114,8 @@ def gather(folders: Sequence[Path]) -> tuple[list[Suite], list[Part]]:
         if not described.is_file():
             raise UserError(f"{folder} holds no suite.json; give folders that `eblvm bench` made.")
         suite = Suite.from_json(described.read_text(encoding="utf-8"))
-        suites.append(suite)
+        if (suite.name, suite.about) not in [(known.name, known.about) for known in suites]:
+            suites.append(suite)
         records = read_results(folder / "results.jsonl")
         for table in suite.tables:
             own = tuple(

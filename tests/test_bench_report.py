@@ -259,7 +259,8 @@ class TestReport:
         suite = load_suite(str(suite_file))
         (other / "suite.json").write_text(suite.to_json())
         keep(other / "results.jsonl", record("outside", 0, 0.5))
-        _, parts = gather([folder, other])
+        suites, parts = gather([folder, other])
+        assert [suite.name for suite in suites] == ["mine"]
         assert [part.table.name for part in parts] == ["tiny"]
         assert parts[0].summary("outside", "loss").mean == 0.5
         assert parts[0].summary("longer", "loss").values.keys() == {0, 1, 2}
