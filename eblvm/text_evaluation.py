@@ -117,7 +117,10 @@ class Sentences(Evaluation):
 
     Logs `word_kl` against the training text, `distinct`, the share of sentences that occur once
     only, `novel`, the share that the training text does not have, and `mean_length` in words. Where
-    the corpus is a grammar, also `grammatical`, the share of sentences that it can produce.
+    the corpus is a grammar, also `grammatical`, the share of sentences that it can produce. The
+    training text is what a model can say of it: in its vocabulary, cut at its length.
+
+    A model that says nothing, as one whose posterior collapsed early may, has a `word_kl` of nan.
 
     Arguments:
         num: How many.
@@ -134,13 +137,14 @@ class Sentences(Evaluation):
         data, vocabulary = text_of(trainer, "Sentences")
         tokens = gather(learner, draw(require(learner, Sampling, "Sentences"), trainer, self.num))
         written = vocabulary.sentences(tokens)
-        real = [example.words for example in data.examples("train")]
+        real = vocabulary.sentences(data.encode([e.words for e in data.examples("train")]))
         metric = WordKL(real)
         metric.update(written)
+        silent = not any(written)
         lines = [" ".join(words) for words in written]
         known = {" ".join(words) for words in real}
         figures = {
-            "word_kl": metric.compute(),
+            "word_kl": torch.nan if silent else metric.compute(),
             "distinct": len(set(lines)) / len(lines),
             "novel": sum(line not in known for line in lines) / len(lines),
             "mean_length": sum(map(len, written)) / len(written),
@@ -151,6 +155,7 @@ class Sentences(Evaluation):
         self.protocol = {
             "num_generated": len(lines),
             "num_real": len(real),
+            "num_words": len(vocabulary),
             "decoding": "greedy",
             "dtype": "counts int64, shares float64",
         }
@@ -204,7 +209,8 @@ class WrittenLanguage(Evaluation):
     """Reverse perplexity: of the evaluated split, under a language model of generated sentences.
 
     Logs `reverse_perplexity` and, with `compare`, `real_perplexity`: the same with as many real
-    training sentences in place of generated ones. The model is a small LSTM, trained each time.
+    training sentences, drawn by a fixed seed, in place of generated ones. The model is a small
+    LSTM, trained each time.
 
     Arguments:
         num: Generated sentences.
@@ -246,8 +252,10 @@ class WrittenLanguage(Evaluation):
         written = gather(learner, written)
         figures = {}
         if self.compare:
-            train = [example.words for example in data.examples("train")][: len(written)]
-            figures["real_perplexity"] = perplexity(data.encode(train).to(learner.device))
+            train = data.examples("train")  # corpora may come in order of their labels
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+            some = [train[i].words for i in order[: len(written)].tolist()]
+            figures["real_perplexity"] = perplexity(data.encode(some).to(learner.device))
         figures["reverse_perplexity"] = perplexity(written)
         log(learner, stage, figures)
 
@@ -572,7 +580,8 @@ class LatentPicture(Evaluation):
 class Responses(Evaluation):
     """Answers to the turns before, from the prior, against the real responses.
 
-    Logs `response_bleu` and, with vectors of words, `average`, `extrema` and `greedy` in percent.
+    Logs `response_bleu` and, with vectors of words, `average`, `extrema` and `greedy` in percent;
+    these are nan if no pair has known words.
 
     Arguments:
         num: Dialogues in the file.
@@ -615,7 +624,10 @@ class Responses(Evaluation):
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         figures = {"response_bleu": self.bleu.compute()}
         if self.similarity is not None:
-            figures |= self.similarity.compute()
+            known = int(self.similarity.num) > 0  # a model may say nothing, early on
+            names = "average", "extrema", "greedy"
+            nothing = dict.fromkeys(names, torch.tensor(torch.nan, dtype=torch.float64))
+            figures |= self.similarity.compute() if known else nothing
             self.similarity.reset()
         self.protocol = {**protocol_of(self.bleu), "latents": "one of the prior, decoded greedily"}
         if self.vectors_file is not None:

@@ -31,6 +31,7 @@ from eblvm.text_evaluation import (
     Sentences,
     Symbols,
     WordBackground,
+    WrittenLanguage,
 )
 
 TINY = Path(__file__).with_name("tiny_text.yaml")
@@ -266,6 +267,32 @@ def test_figures_of_a_model_that_knows_everything(tmp_path):
         else:
             count += 1
             assert data.corpus.parse(line.split())[0] == symbol and count <= 3
+
+
+def test_a_model_that_repeats_the_training_text_in_its_own_words_has_no_divergence(tmp_path):
+    data = TextDataModule(GrammarCorpus(2000, 40, 40), 60, 8, 20, too_long="cut")  # few words
+    data.setup()
+    tokens = data.encode([example.words for example in data.examples("train")])
+    assert any("<unk>" in words for words in data.vocabulary.sentences(tokens))
+    model = oracle(grammar())
+    model.sample = lambda num, generator=None, noise=False: tokens
+    run = trainer(tmp_path, Sentences())
+    run.test(model, data, verbose=False)
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert figures["test/word_kl"] == pytest.approx(0, abs=1e-12)
+    assert figures["test/novel"] == 0
+
+
+def test_a_model_that_says_nothing_does_not_end_the_run(tmp_path):
+    data = grammar()
+    model = oracle(data)
+    silence = data.encode([[]] * 30)
+    model.sample = lambda num, generator=None, noise=False: silence
+    run = trainer(tmp_path, Sentences(), WrittenLanguage(30, 4, 1))
+    run.test(model, data, verbose=False)
+    assert torch.isnan(run.callback_metrics["test/word_kl"])
+    assert run.callback_metrics["test/mean_length"] == 0
+    assert float(run.callback_metrics["test/reverse_perplexity"]) > 1
 
 
 def test_reconstructions_count_what_is_wrong(tmp_path):
