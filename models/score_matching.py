@@ -5,7 +5,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from eblvm.energies import Energy
-from eblvm.matching import ScoreMatching
+from eblvm.matching import DenoisingMatching, ScoreMatching
 from eblvm.metrics.grid import Bounds, energy_log_prob
 from eblvm.negatives import NoiseNegatives
 from eblvm.rbm import GaussianBernoulliRBM
@@ -25,6 +25,12 @@ class ScoreMatchingEBM(Learner):
         learning_rate: Of the energy.
         negatives: Chains that draw samples afterward; an RBM needs none.
         optimizer: From parameter groups to an optimizer.
+        denoise: Whether a sample is x − σ²∇E(x), the mean of the data that the chain's noisy end x
+            may have come from, by Tweedie's formula. Otherwise samples are as noisy as the density
+            that denoising matching learns.
+
+    Raises:
+        TypeError: If what is to be denoised was not learned by denoising, or is an RBM.
     """
 
     exact_likelihood = True
@@ -36,12 +42,21 @@ class ScoreMatchingEBM(Learner):
         learning_rate: float = 1e-3,
         negatives: NoiseNegatives | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
+        denoise: bool = False,
     ) -> None:
         super().__init__(optimizer, {"energy": learning_rate})
+        if denoise and not isinstance(matching, DenoisingMatching):
+            raise TypeError(
+                f"{type(matching).__name__} adds no noise that could be taken away; set denoise to "
+                "false, or take DenoisingMatching."
+            )
+        if denoise and isinstance(energy, GaussianBernoulliRBM):
+            raise TypeError("an RBM is sampled exactly, as it is; set denoise to false.")
         self.save_recipe()
         self.energy = energy
         self.matching = matching
         self.negatives = negatives
+        self.denoise = denoise
 
     @property
     def learns_energy(self) -> bool:
@@ -94,7 +109,10 @@ class ScoreMatchingEBM(Learner):
             return self.energy.sample(num, generator)
         if self.negatives is None:
             raise TypeError("score matching has no sampler of its own; give it `negatives`.")
-        return self.negatives(self.energy, num, generator).x
+        x = self.negatives(self.energy, num, generator).x
+        if self.denoise and isinstance(self.matching, DenoisingMatching):
+            x = x + self.matching.scale**2 * score(self.energy, x)
+        return x
 
     @torch.no_grad()
     def log_likelihood(

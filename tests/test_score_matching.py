@@ -114,6 +114,28 @@ def test_the_learner_draws_knows_the_likelihood_of_an_rbm_and_says_what_it_canno
         ScoreMatchingEBM(energy, SlicedMatching()).sample(3)
 
 
+def test_denoised_samples_are_means_of_the_data_given_their_noisy_ends():
+    """Of data N(m, Σ) and noise of σ² the means have covariance Σ (Σ + σ²)⁻¹ Σ."""
+    noisy = COVARIANCE + 0.25 * torch.eye(2).double()
+    chains = NoiseNegatives([2], MALA(300, 0.5), scale=3.0)
+    energy = Quadratic(torch.linalg.inv(noisy).tolist(), MEAN.tolist())
+
+    def sample(**options):
+        learner = ScoreMatchingEBM(energy, DenoisingMatching(0.5), negatives=chains, **options)
+        return learner.double().sample(4000, torch.Generator().manual_seed(0))
+
+    ends, means = sample(), sample(denoise=True)
+    posterior = MEAN + (ends - MEAN) @ torch.linalg.solve(noisy, COVARIANCE)
+    torch.testing.assert_close(means, posterior)
+    expected = COVARIANCE @ torch.linalg.solve(noisy, COVARIANCE)
+    torch.testing.assert_close(torch.cov(means.T), expected, rtol=0, atol=0.1)
+    assert torch.trace(torch.cov(means.T)) < 0.8 * torch.trace(torch.cov(ends.T))
+    with pytest.raises(TypeError, match="SlicedMatching adds no noise that could be taken away"):
+        ScoreMatchingEBM(energy, SlicedMatching(), denoise=True)
+    with pytest.raises(TypeError, match="an RBM is sampled exactly"):
+        ScoreMatchingEBM(GaussianBernoulliRBM(2, 3), DenoisingMatching(0.1), denoise=True)
+
+
 def test_a_scale_that_is_no_scale_is_refused():
     with pytest.raises(ValueError, match="scale is 0; expected a positive number"):
         DenoisingMatching(0)
