@@ -43,8 +43,15 @@ def test_words_are_numbered_by_count_then_spelling():
 
 def test_decoding_undoes_encoding_and_strangers_are_unknown():
     vocabulary = Vocabulary.from_counts([["a", "b"]])
-    words = vocabulary.decode(vocabulary.encode(["b", "a", "<s>", "z"]))
-    assert words == ["b", "a", "<s>", "<unk>"]
+    words = vocabulary.decode(vocabulary.encode(["b", "a", "<unk>", "z"]))
+    assert words == ["b", "a", "<unk>", "<unk>"]
+
+
+def test_words_that_spell_the_frame_of_a_sentence_are_strangers(text):
+    module = text(val="a </s> b <pad>\n<s> c\n", batch_size=2)
+    tokens, _ = next(module.batches("val"))
+    assert tokens.tolist() == [[2, 4, 1, 5, 1, 3], [2, 1, 6, 3, 0, 0]]
+    assert module.dataset("val").lengths.tolist() == [6, 4]
 
 
 def test_a_sentence_ends_where_it_ends():
@@ -69,6 +76,9 @@ def test_subwords_spell_what_words_cannot(tmp_path):
     numbers = subwords.encode(strange)
     assert Vocabulary.UNK not in numbers and len(numbers) > len(strange)
     assert subwords.sentence([2, *numbers, 3, 0]) == strange
+    framed = subwords.encode(["low", "</s>", "<pad>", "<s>", "<unk>", "low"])
+    assert framed.count(Vocabulary.UNK) == 4 and not {0, 2, 3} & set(framed)
+    assert Vocabulary.UNK in subwords.encode(["löw"])  # a letter that the text does not have
     subwords.save(tmp_path / "pieces.json")
     again = Vocabulary.load(tmp_path / "pieces.json")
     assert isinstance(again, Subwords) and again.encode(strange) == numbers
