@@ -92,6 +92,38 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path):
         TextFiles(plain, tokenizer="bert")
 
 
+@pytest.mark.parametrize(
+    ("corpus", "names"),
+    [
+        (PennTreebank(), ["ptb/ptb.test.txt"]),
+        (CocoCaptions(), ["coco_captions/test_coco.txt"]),
+        (StanfordSentiment(), ["sst/stsa.binary.test"]),
+        (Yelp(), ["yelp/sentiment.test.1", "yelp/sentiment.test.0"]),
+        (AGNews(), ["agnews/test.csv"]),
+        (AGNews(), ["agnews/test.tokens.tsv"]),
+        (SchemaGuidedDialogue(), ["sgd/test.jsonl"]),
+        (
+            DailyDialog(),
+            [f"dailydialog/test/dialogues{kind}.txt" for kind in ("", "_act", "_emotion")],
+        ),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_an_empty_file_of_a_published_corpus_is_named(corpus, names, tmp_path):
+    empty, *others = names
+    write(tmp_path, empty, "\n \n")
+    for name in others:
+        write(tmp_path, name, "a b\n")
+    with pytest.raises(ValueError, match=f"{empty}, line 3: the file ends without a sentence"):
+        corpus.read("test", tmp_path)
+
+
+def test_no_dialogue_of_stanford_multi_domain(tmp_path):
+    write(tmp_path, "smd/kvret_dev_public.json", "[]")
+    with pytest.raises(ValueError, match=r"kvret_dev_public.json .* there is no dialogue in it"):
+        StanfordMultiDomain().read("val", tmp_path)
+
+
 def test_tokenizers():
     assert basic_words('It\'s "fine", he said.') == "it ' s fine , he said .".split()
     assert dialogue_words("Hi-there <sil> ok... 5pm!") == "Hi - there <sil> ok ... 5pm !".split()

@@ -141,10 +141,26 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, without the blank ones."""
+    """Line numbers from 1 and lines, without the blank ones.
+
+    Raises:
+        ValueError: At the end, if all are blank.
+    """
+    blank = True
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
+            blank = False
             yield number, line.rstrip("\r")
+    if blank:
+        raise no_sentence(path)
+
+
+def no_sentence(path: Path) -> ValueError:
+    """The error of a file of which nothing can be read."""
+    return ValueError(
+        f"{path}, line {read_text(path).count(chr(10)) + 1}: the file ends without a sentence; "
+        "expected one a line."
+    )
 
 
 def number_in(text: Any, count: int, place: str, what: str, first: int = 0) -> int:
@@ -240,10 +256,7 @@ class TextFiles(Corpus):
         else:
             rows = [(*self._columns(record, place), place) for record, place in records(path, kind)]
         if not any(text.strip() for text, _, _ in rows):
-            raise ValueError(
-                f"{path}, line {read_text(path).count(chr(10)) + 1}: the file ends without a "
-                "sentence; expected one a line."
-            )
+            raise no_sentence(path)
         return rows
 
     def _columns(self, record: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -418,6 +431,8 @@ class AGNews(Corpus):
                 for row in reader
                 if row
             ]
+            if not rows:
+                raise no_sentence(path)
         if split != "test":
             rows = [row for i, row in enumerate(rows) if (i % 24 == 0) == (split == "val")]
         seen = [0] * 4

@@ -114,6 +114,8 @@ class StanfordMultiDomain(Corpus):
         path = find(root, f"smd/kvret_{name}_public.json")
         try:
             dialogues = json.loads(read_text(path))
+            if not dialogues:
+                raise ValueError("there is no dialogue in it")
             examples = []
             for number, dialogue in enumerate(dialogues, start=1):
                 intent = dialogue["scenario"]["task"]["intent"]

@@ -115,10 +115,11 @@ class TextDataModule(DataModule):
             every = self.corpus.read(split, self.root)
             kept = [example for example in every if len(example.words) >= self.min_words]
             if not kept:
+                where = first_place(every) if every else f"the files below {self.root}"
                 raise ValueError(
                     f"{type(self.corpus).__name__} has {len(every)} sentences in its {split} split "
-                    f"and none of {self.min_words} words or more. Lower min_words, or look at the "
-                    "file."
+                    f"and none of {self.min_words} words or more. Lower min_words, or look at "
+                    f"{where}."
                 )
             self._read[split] = kept
         return self._read[split]
