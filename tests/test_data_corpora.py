@@ -78,6 +78,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path):
         TextFiles(path, label_columns=["topic"]).read("train", tmp_path)
     with pytest.raises(ValueError, match=r"o.csv, line 3: mood is 'odd', which .* never has"):
         TextFiles(path, other, path, label_columns=["mood"]).read("val", tmp_path)
+    short = write(tmp_path, "s.csv", "text,mood,id\na,good\n\nb\n")
+    assert words(TextFiles(short, short, short).read("train", tmp_path)) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"s.csv, line 4: the row has 1 of 3 fields, and 'mood'"):
+        TextFiles(short, label_columns=["mood"]).read("train", tmp_path)
     broken = write(tmp_path, "t.jsonl", '{"text": "a"}\n{"text"\n')
     with pytest.raises(ValueError, match=r"t.jsonl, line 2: no JSON object"):
         TextFiles(broken).read("train", tmp_path)
@@ -122,6 +126,15 @@ def test_no_dialogue_of_stanford_multi_domain(tmp_path):
     write(tmp_path, "smd/kvret_dev_public.json", "[]")
     with pytest.raises(ValueError, match=r"kvret_dev_public.json .* there is no dialogue in it"):
         StanfordMultiDomain().read("val", tmp_path)
+
+
+def test_a_quotation_that_does_not_end_is_found_where_it_begins(tmp_path):
+    rest = "".join(f"line {i},good\n" for i in range(20_000))
+    for name, corpus in (("t.csv", TextFiles("t.csv")), ("agnews/test.csv", AGNews())):
+        write(tmp_path, name, "text,mood\n" * (name == "t.csv") + f'1,a\n1,"open\n{rest}')
+        line = 3 if name == "t.csv" else 2
+        with pytest.raises(ValueError, match=rf"{name}, line {line}: the row .* quotation mark"):
+            corpus.read("train" if name == "t.csv" else "test", tmp_path)
 
 
 def test_tokenizers():

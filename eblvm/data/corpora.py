@@ -254,7 +254,9 @@ class TextFiles(Corpus):
                 )
             rows = [(line, [], f"{path}, line {n}") for n, line in read_lines(path)]
         else:
-            rows = [(*self._columns(record, place), place) for record, place in records(path, kind)]
+            names = [self.text_column, *self.label_columns]
+            found = records(path, kind, names)
+            rows = [(*self._columns(record, place), place) for record, place in found]
         if not any(text.strip() for text, _, _ in rows):
             raise no_sentence(path)
         return rows
@@ -289,8 +291,17 @@ class TextFiles(Corpus):
         return tuple(self.values[name].index(value) for name, value in pairs)
 
 
-def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a `.csv`, `.tsv` or `.jsonl` by column, each with its place."""
+def records(path: Path, kind: str, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows of a `.csv`, `.tsv` or `.jsonl` by column, each with its place.
+
+    Arguments:
+        path: The file.
+        kind: What its name ends in.
+        names: Columns that a row of a table has to reach, where there are such.
+
+    Raises:
+        ValueError: If a row cannot be read, with file and line.
+    """
     if kind == "jsonl":
         for number, line in read_lines(path):
             place = f"{path}, line {number}"
@@ -305,9 +316,41 @@ def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
     quoting: dict[str, Any] = {"delimiter": ","}
     if kind == "tsv":
         quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), **quoting)
-    for record in reader:
-        yield {k: v for k, v in record.items() if k}, f"{path}, line {reader.line_num}"
+    head: list[str] = []
+    for row, place in fields(path, **quoting):
+        if not head:
+            head = row
+            continue
+        short = [name for name in names if name in head[len(row) :]]
+        if short:
+            raise ValueError(
+                f"{place}: the row has {len(row)} of {len(head)} fields, and {short[0]!r} is not "
+                f"among them. The columns are {head}: write one field for each."
+            )
+        named: dict[str, Any] = dict.fromkeys(head) | dict(zip(head, row, strict=False))
+        yield {name: value for name, value in named.items() if name}, place
+
+
+def fields(path: Path, **quoting: Any) -> Iterator[tuple[list[str], str]]:
+    """Rows of a table without the blank ones, each with its place: the line where it ends.
+
+    Raises:
+        ValueError: If one cannot be read, with file and line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), **quoting)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {begin}: the row that begins here cannot be read ({error}). Look "
+                "for a quotation mark that is opened and never closed."
+            ) from error
+        if row is None:
+            return
+        if row:
+            yield row, f"{path}, line {reader.line_num}"
 
 
 class PennTreebank(Corpus):
@@ -425,11 +468,10 @@ class AGNews(Corpus):
                 label, _, text = line.partition("\t")
                 rows.append((label, text.split(), f"{path}, line {number}"))
         else:
-            reader = csv.reader(io.StringIO(read_text(path), newline=""))
             rows = [
-                (row[0], basic_words(" ".join(row[1:])), f"{path}, line {reader.line_num}")
-                for row in reader
-                if row
+                (row[0], basic_words(" ".join(row[1:])), place)
+                for row, place in fields(path)
+                if "".join(row).strip()
             ]
             if not rows:
                 raise no_sentence(path)
