@@ -58,6 +58,26 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path):
     assert [e.labels for e in corpus.read("test", tmp_path)] == [(1,), (0,), (1,)]
 
 
+def test_rows_without_a_label_are_unlabeled_and_no_class(tmp_path):
+    fields = ["9", "", "-1", "10", " "]
+    rows = [{"text": "a", "stars": field, "mood": "x"} for field in fields]
+    csv = "text,stars,mood\n" + "".join(f"a,{field},x\n" for field in fields)
+    numbers = {"9": 9, "": None, "-1": -1, "10": 10, " ": ""}
+    jsonl = "".join(json.dumps(row | {"stars": numbers[row["stars"]]}) + "\n" for row in rows)
+    for name, content in (("t.csv", csv), ("t.jsonl", jsonl)):
+        path = write(tmp_path, name, content)
+        corpus = TextFiles(path, path, path, label_columns=["stars", "mood"])
+        labels = [e.labels for e in corpus.read("test", tmp_path)]
+        assert labels == [(0, 0), (-1, 0), (-1, 0), (1, 0), (-1, 0)]
+        assert corpus.labels == {"stars": ["9", "10"], "mood": ["x"]}
+    path = write(tmp_path, "t.jsonl", '{"text": null, "mood": "x"}\n')
+    with pytest.raises(ValueError, match=r"t.jsonl, line 1: 'text' is null; expected a sentence"):
+        TextFiles(path).read("train", tmp_path)
+    path = write(tmp_path, "t.tsv", "text\tmood\na\t-1\nb\t\n")
+    with pytest.raises(ValueError, match=r"t.tsv has no row with a 'mood': all are empty or -1"):
+        TextFiles(path, label_columns=["mood"]).read("train", tmp_path)
+
+
 def test_one_file_is_held_out_in_parts(tmp_path):
     path = write(tmp_path, "t.txt", "\n".join(f"w{i}" for i in range(40)))
     corpus = TextFiles(path)

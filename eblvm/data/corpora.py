@@ -38,7 +38,7 @@ class Example:
 
     Arguments:
         words: Its words, without `<s>` and `</s>`.
-        labels: Numbers, as many as the corpus has labels.
+        labels: Numbers, as many as the corpus has labels; −1 where there is none.
         context: The words of the sentences before it, the oldest first.
         place: File and line, for errors.
     """
@@ -183,7 +183,9 @@ class TextFiles(Corpus):
     """Any text: `.txt`, one sentence a line, or `.csv`, `.tsv`, `.jsonl` with named columns.
 
     A file may be packed, as in `.txt.gz`. Labels are named by what the file says of them; they are
-    numbered in the order of their spelling, as numbers where all are.
+    numbered in the order of their spelling, as numbers where all are. A row whose label is empty,
+    `-1`, or null in `.jsonl`, is unlabeled: its label is −1, which is no class. So a few labels
+    among many sentences make semi-supervised data.
 
     Arguments:
         train_file: Training text. It lies below the root of data sets, or where the name says.
@@ -266,29 +268,42 @@ class TextFiles(Corpus):
             (self.text_column, "text_column"),
             *((name, "label_columns") for name in self.label_columns),
         ):
-            if record.get(name) is None:
+            if name not in record:
                 raise ValueError(
                     f"{place}: there is no column {name!r}; the columns are {list(record)}. Set "
                     f"{option} to one of them."
                 )
-        return str(record[self.text_column]), [str(record[name]) for name in self.label_columns]
+        if record[self.text_column] is None:
+            raise ValueError(f"{place}: {self.text_column!r} is null; expected a sentence.")
+        labels = (record[name] for name in self.label_columns)
+        return str(record[self.text_column]), ["" if y is None else str(y) for y in labels]
 
     def _name_values(self, rows: list[tuple[str, list[str], str]]) -> None:
         """The values that each label takes in the training file."""
         for i, name in enumerate(self.label_columns):
-            values = {row[1][i] for row in rows}
+            values = {row[1][i] for row in rows if not unlabeled(row[1][i])}
+            if not values:
+                raise ValueError(
+                    f"{self.files['train']} has no row with a {name!r}: all are empty or -1. "
+                    "Label some, or leave it out of label_columns."
+                )
             numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
             self.values[name] = sorted(values, key=int if numeric else str)
 
     def _numbers(self, values: list[str], place: str) -> tuple[int, ...]:
         for name, value in zip(self.label_columns, values, strict=True):
-            if value not in self.values[name]:
+            if value not in self.values[name] and not unlabeled(value):
                 raise ValueError(
                     f"{place}: {name} is {value!r}, which the training text never has; it has "
                     f"{self.values[name]}."
                 )
         pairs = zip(self.label_columns, values, strict=True)
-        return tuple(self.values[name].index(value) for name, value in pairs)
+        return tuple(-1 if unlabeled(v) else self.values[name].index(v) for name, v in pairs)
+
+
+def unlabeled(value: str) -> bool:
+    """Whether what a file says of a label is that there is none."""
+    return value.strip() in ("", "-1")
 
 
 def records(path: Path, kind: str, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
