@@ -182,6 +182,15 @@ def test_daily_dialog(tmp_path):
         DailyDialog().read("test", tmp_path)
 
 
+def test_an_empty_turn_takes_its_own_labels_with_it(tmp_path):
+    for kind, line in (("", "Hi ! __eou__ __eou__ Bye"), ("_act", "1 2 3"), ("_emotion", "4 5 6")):
+        write(tmp_path, f"dailydialog/test/dialogues{kind}.txt", line + "\n")
+    examples = DailyDialog(num_context=5).read("test", tmp_path)
+    assert words(examples) == ["hi !", "bye"]
+    assert [e.labels for e in examples] == [(0, 4), (2, 6)]
+    assert examples[1].context == (["<d>"], ["hi", "!"])
+
+
 def test_stanford_multi_domain(tmp_path):
     turns = [("driver", "Where is the gas?"), ("assistant", "Turn left")]
     dialogue = {
