@@ -9,7 +9,9 @@ import torch
 
 from eblvm.data import (
     BagOfWordsDataModule,
+    Corpus,
     DialogueDataModule,
+    Example,
     GrammarCorpus,
     PennTreebank,
     Subwords,
@@ -285,6 +287,27 @@ def test_dialogues_put_the_response_first(tmp_path):
     ]
     assert x.shape == (3, 3, 6)  # as wide as its longest turn
     assert label.tolist() == [[7, 0], [7, 1], [7, 0]]
+
+
+def test_turns_before_a_response_may_not_be_too_long_either(tmp_path):
+    class Said(Corpus):
+        def read(self, split, root):
+            long = ["d"] * 6 if split == "test" else ["d"]
+            turns = (["a"], ["b"], long)
+            return [
+                Example(["a"], (), tuple(turns[:i]), f"said.txt, line {i}") for i in range(1, 4)
+            ]
+
+    def module(too_long):
+        return DialogueDataModule(Said(), 5, 6, 1, too_long, vocabulary_file=words)
+
+    words = str(tmp_path / "words.json")
+    Vocabulary.from_counts([["a"]]).save(words)
+    with pytest.raises(ValueError, match=r"said.txt, line 3: a sentence of 6 words, .*room for 4"):
+        module("error").dataset("test")
+    assert len(module("error").dataset("val")) == 3
+    assert len(module("drop").dataset("test")) == 2
+    assert module("cut").dataset("test").columns[0][2, 3].tolist() == [2, 1, 1, 1, 1, 3]
 
 
 def test_bags_count_words_and_strangers():

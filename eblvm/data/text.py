@@ -177,17 +177,20 @@ class TextDataModule(DataModule):
         most = self.max_length - 2
         examples = self.examples(split)
         numbers = [self.vocabulary.encode(example.words) for example in examples]
-        long = [i for i, words in enumerate(numbers) if len(words) > most]
+        if self.too_long == "cut":
+            return examples, [words[:most] for words in numbers]
+        lengths = list(map(self.longest, examples, numbers))
+        long = [i for i, length in enumerate(lengths) if length > most]
         if long and self.too_long == "error":
             first = examples[long[0]]
             raise ValueError(
                 f"{first.place or type(self.corpus).__name__}: a sentence of "
-                f"{len(numbers[long[0]])} words, and max_length {self.max_length} leaves room for "
+                f"{lengths[long[0]]} words, and max_length {self.max_length} leaves room for "
                 f"{most} beside <s> and </s>. It is the first of {len(long)} in this split; the "
-                f"longest has {max(map(len, numbers))}. Raise max_length, or choose "
+                f"longest has {max(lengths)}. Raise max_length, or choose "
                 "`too_long: cut` or `too_long: drop`."
             )
-        if long and self.too_long == "drop":
+        if long:
             if len(long) == len(examples):
                 raise ValueError(
                     f"all {len(long)} sentences of {first_place(examples)} are longer than "
@@ -196,7 +199,11 @@ class TextDataModule(DataModule):
             dropped = set(long)
             kept = [i for i in range(len(examples)) if i not in dropped]
             return [examples[i] for i in kept], [numbers[i] for i in kept]
-        return examples, [words[:most] for words in numbers]
+        return examples, numbers
+
+    def longest(self, example: Example, numbers: list[int]) -> int:
+        """Words of an item's longest sentence, given the numbers of its own."""
+        return len(numbers)
 
     def frame(self, numbers: list[list[int]]) -> Tensor:
         """Tokens `(N, L)`: `<s>`, the numbers, `</s>`, padding."""
@@ -294,7 +301,8 @@ class DialogueDataModule(TextDataModule):
     """Responses and what was said before, in batches of `(tokens, label)`, `(B, 1 + T, L)`.
 
     Row 0 of an item is the response, rows 1 … T the turns before it, the oldest first; turns that
-    are not there are all padding. Each turn is framed as a sentence is.
+    are not there are all padding. Each turn is framed as a sentence is, and `too_long` is about
+    each: `drop` leaves out a response before which a turn is too long, too.
     """
 
     @property
@@ -302,6 +310,11 @@ class DialogueDataModule(TextDataModule):
         """(1 + T, L), the largest."""
         turns = 1 + max(len(example.context) for example in self.examples("train"))
         return (turns, self.max_length)
+
+    def longest(self, example: Example, numbers: list[int]) -> int:
+        assert self.vocabulary is not None
+        turns = (self.vocabulary.encode(words) for words in example.context)
+        return max(len(numbers), *map(len, turns), 0)
 
     def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         assert self.vocabulary is not None
