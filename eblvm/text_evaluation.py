@@ -106,6 +106,12 @@ def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
     return {} if context is None else {"context": context}
 
 
+def known(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without figures of labels that no row has, which are NaN."""
+    of_labels = ("homogeneity_", "cluster_homogeneity_", "accuracy_")
+    return {n: v for n, v in figures.items() if not (n.startswith(of_labels) and v.isnan())}
+
+
 def posterior_means(model: Any, x: Tensor, index: int) -> Tensor:
     """Latents of data, `(B, D)`: the mean of an encoder's Gaussian, or the end of a chain."""
     inference = model.latent.infer(x, model.generator(index, 8))
@@ -258,7 +264,8 @@ class Symbols(Evaluation):
     Logs `mutual_information` in nats over all data, and for each label of the data, under its name,
     the homogeneity over all data and its chance level; with `per_batch`, also those of batches.
     Where a label has as many values as there are symbols, `accuracy_<label>` follows: with
-    `match`, after matching symbols to values. Sentences of each symbol go into a file.
+    `match`, after matching symbols to values. A label that no sentence of the split has is left
+    out. Sentences of each symbol go into a file.
 
     Arguments:
         num_examples: Sentences in the file for each symbol.
@@ -329,7 +336,7 @@ class Symbols(Evaluation):
             else:
                 figures[name] = value
             self.protocol[name] = protocol_of(metric)
-        log(learner, stage, figures)
+        log(learner, stage, known(figures))
         lines = []
         for k in sorted(self._examples):
             lines += [f"symbol {k}", *(f"    {line}" for line in self._examples[k]), ""]
@@ -414,7 +421,7 @@ class Clusters(Evaluation):
             self.protocol[name] = protocol_of(metric) | {
                 "symbols": f"{self.num_clusters} clusters of posterior means, by k-means"
             }
-        log(learner, stage, figures)
+        log(learner, stage, known(figures))
         lines = []
         for k in sorted(examples):
             kept = examples[k][: self.num_examples]

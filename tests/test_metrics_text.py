@@ -145,6 +145,19 @@ def test_homogeneity_leaves_out_hidden_labels():
     assert metric.protocol["num_data"] == 2
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_batches_without_a_label_do_not_count():
+    symbol, label = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 0])
+    metric = Homogeneity(2, 2, per_batch=True)
+    metric.update(symbol, label)
+    metric.update(symbol, torch.full((4,), -1))
+    assert float(metric.compute()["homogeneity"]) == pytest.approx(0, abs=1e-12)
+    assert metric.protocol["computed_over"] == "batches of 4"
+    for none in (Homogeneity(2, 2), Homogeneity(2, 2, per_batch=True)):
+        none.update(symbol, torch.full((4,), -1))
+        assert all(value.isnan() for value in none.compute().values())
+
+
 CHANCE = [(128, 0.70, 0.73), (30, 0.91, 0.92), (None, 0.02, 0.07)]
 
 

@@ -20,6 +20,7 @@ from eblvm.models.networks import (
     SentenceDecoder,
     SentenceEncoder,
 )
+from eblvm.pictures import latent_figure
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
 from eblvm.text_evaluation import (
@@ -266,6 +267,25 @@ def test_figures_of_a_model_that_knows_everything(tmp_path):
         else:
             count += 1
             assert data.corpus.parse(line.split())[0] == symbol and count <= 3
+
+
+def test_figures_of_labels_that_no_sentence_has_are_left_out(tmp_path):
+    data = grammar()
+    model = oracle(data)
+    data.dataset("test").columns[1][:, 1:] = -1  # topics only
+    run = trainer(tmp_path, Symbols(3, per_batch=True), Clusters(3))
+    run.test(model, data, verbose=False)
+    names = {name.removeprefix("test/") for name in run.callback_metrics}
+    assert {"mutual_information", "homogeneity_topic", "cluster_homogeneity_topic"} <= names
+    assert {"accuracy_topic", "homogeneity_topic_per_batch_chance"} <= names
+    assert not [name for name in names if "_sentiment" in name or "_form" in name]
+
+
+def test_unlabeled_latents_are_in_the_picture():
+    z, label = torch.randn(30, 3), torch.arange(30) % 3 - 1
+    axes = latent_figure(z, z, label, ["a", "b"]).axes[0]
+    assert [len(points.get_offsets()) for points in axes.collections] == [10, 10, 10]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
 
 
 def test_reconstructions_count_what_is_wrong(tmp_path):
