@@ -24,8 +24,8 @@ class TextDataModule(DataModule):
     """Sentences in batches of `(tokens, label)`: int64, `(B, L)` and `(B,)`.
 
     A sentence is `<s>`, its words, `</s>`, then `<pad>` up to L, the longest of its batch. Labels
-    are zeros `(B,)` where the corpus has none, and `(B, C)` where C of them, two or more, are
-    asked for.
+    are −1, for unlabeled, `(B,)` where there is none, and `(B, C)` where C of them, two or more,
+    are asked for.
 
     The vocabulary is part of the checkpoint, as plain containers, and of the run's folder, as
     `vocabulary.json`.
@@ -163,7 +163,7 @@ class TextDataModule(DataModule):
             labels = torch.tensor([[e.labels[i] for i in columns] for e in examples]).long()
             labels = labels.view(len(examples), len(columns))
             if len(columns) < 2:
-                labels = labels[:, 0] if columns else torch.zeros(len(examples)).long()
+                labels = labels[:, 0] if columns else torch.full((len(examples),), -1)
             self._encoded[split] = self.rows(examples, numbers, labels)
         return self._encoded[split]
 
