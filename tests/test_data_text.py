@@ -310,21 +310,37 @@ def test_turns_before_a_response_may_not_be_too_long_either(tmp_path):
     assert module("cut").dataset("test").columns[0][2, 3].tolist() == [2, 1, 1, 1, 1, 3]
 
 
-def test_bags_count_words_and_strangers():
+def test_bags_count_words_of_the_vocabulary():
     module = grammar(kind=BagOfWordsDataModule)
     counts, _ = next(module.batches("val"))
     tokens, _ = next(grammar().batches("val"))
     assert counts.shape == (16, 200) and module.event_shape == (200,)
-    assert torch.equal(counts[:, 1], (tokens == 1).sum(1).float())
-    assert not counts[:, [0, 2, 3]].any()
+    assert (tokens == Vocabulary.UNK).any() and not counts[:, :4].any()
     word = int(tokens[0, 1])
     assert counts[0, word] == (tokens[0] == word).sum()
-    assert torch.equal(counts.sum(1), (tokens > 3).sum(1) + (tokens == 1).sum(1))
-    share = module.log_frequency().exp()
+    assert torch.equal(counts.sum(1), (tokens > 3).sum(1).float())
+    # whatever is counted has a background: −log p of it is finite, and not that of 10⁻¹²
+    background = module.log_frequency()
+    seen = torch.cat([c for c, _ in module.batches("train", in_order=True)]).sum(0) > 0
+    assert float(background[seen].min()) > -12 and float(background[~seen].max()) < -27
     words = torch.cat([t.flatten() for t, _ in grammar(bucket=False, batch_size=1).loader("train")])
     known = words[words > 3]
     truth = torch.bincount(known, minlength=200) / len(known)
-    torch.testing.assert_close(share[4:], truth[4:], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(background.exp()[4:], truth[4:], atol=1e-6, rtol=1e-4)
+
+
+def test_documents_of_too_few_counted_words_are_left_out(text, tmp_path):
+    words = str(tmp_path / "words.json")
+    Vocabulary.from_counts([["a", "b"]]).save(words)
+
+    def module(test):
+        corpus = text(test=test).corpus
+        return BagOfWordsDataModule(corpus, 6, 9, 2, min_words=2, vocabulary_file=words)
+
+    counts, _ = next(module("a x x x\nb x a\na <unk>\na a\n").batches("test"))
+    assert counts[:, 4:].tolist() == [[1, 1], [2, 0]]
+    with pytest.raises(ValueError, match=r"no document of .*test.txt has 2 words of the vocab.* 1"):
+        module("a x x x\n").dataset("test")
 
 
 def data_root(name):

@@ -334,15 +334,26 @@ class DialogueDataModule(TextDataModule):
 class BagOfWordsDataModule(TextDataModule):
     """Documents as counts of words, in batches of `(counts, label)`, `(B, V)` and `(B,)`.
 
-    V is `vocab_size`: column i counts the word number i, column 1 strangers; those of `<pad>`,
-    `<s>` and `</s>` are empty. Batches travel as tokens and are counted on the device that they
-    have reached.
+    V is `vocab_size`: column i counts the word number i. Special words, and with them strangers,
+    are not counted: their columns, the first four, are empty. `min_words` is about the words
+    counted. Batches travel as tokens and are counted on the device that they have reached.
     """
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """(V,)."""
         return (self.vocab_size,)
+
+    def _fitting(self, split: Split) -> tuple[list[Example], list[list[int]]]:
+        examples, numbers = super()._fitting(split)
+        sizes = [sum(number > Vocabulary.END for number in row) for row in numbers]
+        kept = [i for i, size in enumerate(sizes) if size >= self.min_words]
+        if not kept:
+            raise ValueError(
+                f"no document of {first_place(examples)} has {self.min_words} words of the "
+                f"vocabulary; the richest has {max(sizes)}. Lower min_words, or raise vocab_size."
+            )
+        return [examples[i] for i in kept], [numbers[i] for i in kept]
 
     def finish(
         self, batch: tuple[Tensor, Tensor], split: Split, epoch: int, index: int
@@ -356,11 +367,10 @@ class BagOfWordsDataModule(TextDataModule):
         counts = torch.zeros(self.event_shape[0], dtype=torch.float64)
         for part in tokens.split(1000):
             counts += count_words(part, len(counts)).double().sum(0)
-        counts[Vocabulary.UNK] = 0  # as published, strangers have no background
         return (counts / counts.sum()).clamp_min(1e-12).log().float()
 
 
 def count_words(tokens: Tensor, num_columns: int) -> Tensor:
     """Counts `(B, V)` of tokens `(B, L)`; see `BagOfWordsDataModule` for the columns."""
-    counted = ((tokens == Vocabulary.UNK) | (tokens > Vocabulary.END)).float()
+    counted = (tokens > Vocabulary.END).float()
     return counted.new_zeros(len(tokens), num_columns).scatter_add_(1, tokens, counted)
