@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eblvm.clustering import kmeans
 from eblvm.data.loader import seeded_generator
-from eblvm.data.text import TextDataModule
+from eblvm.data.text import BagOfWordsDataModule, TextDataModule
 from eblvm.data.vocabulary import Vocabulary
 from eblvm.evaluation import (
     Evaluation,
@@ -104,6 +104,16 @@ def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
     """What the prior of data is conditioned on, as a keyword; nothing for most models."""
     context = model.latent.posterior.condition(x)
     return {} if context is None else {"context": context}
+
+
+def batch_sentences(trainer: Trainer, what: str, x: Tensor, index: int) -> list[list[str]]:
+    """The words of an evaluated batch: of responses, and of the documents that bags count."""
+    data, vocabulary = text_of(trainer, what)
+    if isinstance(data, BagOfWordsDataModule):
+        loader: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        items = data.items("test" if trainer.testing else "val")
+        return [items[row].words for row in loader.rows(index)]
+    return vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
 
 
 def known(figures: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -303,7 +313,7 @@ class Symbols(Evaluation):
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         model: Any = require(learner, Latent, "Symbols")
-        data, vocabulary = text_of(trainer, "Symbols")
+        data, _ = text_of(trainer, "Symbols")
         prior: Any = model.latent.prior
         x, label = batch
         logits = prior.symbol_logits(posterior_means(model, x, index), **condition(model, x))
@@ -318,7 +328,7 @@ class Symbols(Evaluation):
             else:
                 what = name.partition("_")[2].removesuffix("_per_batch")
                 metric.update(symbol, columns[what])
-        self._keep(symbol, vocabulary.sentences(x[:, 0] if x.dim() == 3 else x))
+        self._keep(symbol, batch_sentences(trainer, "Symbols", x, index))
 
     def _keep(self, symbol: Tensor, sentences: list[list[str]]) -> None:
         for k, words in zip(symbol.tolist(), sentences, strict=True):
@@ -389,9 +399,8 @@ class Clusters(Evaluation):
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         model = require(learner, Latent, "Clusters")
-        _, vocabulary = text_of(trainer, "Clusters")
         x, label = batch
-        words = vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
+        words = batch_sentences(trainer, "Clusters", x, index)
         self._seen.append((posterior_means(model, x, index), label.view(len(x), -1), words))
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:

@@ -341,6 +341,41 @@ def test_a_bag_of_words_learns_around_its_background(tmp_path):
     assert learner.sample(3, noise=True).sum(1).tolist() == [40, 40, 40]
 
 
+class Bags(nn.Module):
+    """Encodes a bag of words as its number among some."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts = counts
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        mean = torch.cdist(x, self.counts).argmin(1, keepdim=True).float()
+        return torch.cat([mean, torch.full_like(mean, -20)], 1) + 0 * self.unused
+
+
+def test_documents_stand_for_the_bags_of_a_symbol(tmp_path):
+    corpus = GrammarCorpus(2000, 40, 40)
+    data = BagOfWordsDataModule(corpus, 308, 11, 8, too_long="drop", labels=["topic"])
+    items = data.items("test")
+    assert 8 < len(items) < len(data.examples("test"))  # some batches, and some left out
+    counts, topics = (torch.cat(part) for part in zip(*data.batches("test"), strict=True))
+    likelihood = MultinomialLikelihood(BagOfWordsDecoder(1, 308, [4]))
+    latent = LatentVariableModel(Topics(topics), AmortizedPosterior(Bags(counts)), likelihood)
+    run = trainer(tmp_path, Symbols(40), Clusters(3, num_examples=40))
+    run.test(LatentEBM(latent, RATES), data, verbose=False)
+    said = sorted(" ".join(example.words) for example in items)
+    for name, blocks in (("symbols", len(topics.unique())), ("clusters", 3)):
+        lines = (tmp_path / "texts" / f"{name}_test.txt").read_text().splitlines()
+        assert sorted(line.strip() for line in lines if line.startswith("    ")) == said
+        assert sum(not line.startswith(" ") for line in filter(None, lines)) == blocks
+        for line in lines if name == "symbols" else ():
+            if line.startswith("symbol"):
+                symbol = int(line.split()[1])
+            elif line:
+                assert corpus.parse(line.split())[0] == symbol
+
+
 def test_dialogues_are_answered(tmp_path):
     from eblvm.data import DialogueDataModule, SchemaGuidedDialogue
     from eblvm.likelihoods import DialogueLikelihood

@@ -92,6 +92,7 @@ class TextDataModule(DataModule):
         self.root = Path(root or os.environ.get("EBLVM_DATA") or "data")
         self.vocabulary: Vocabulary | None = None
         self._read: dict[Split, list[Example]] = {}
+        self._items: dict[Split, list[Example]] = {}
         self._encoded: dict[Split, TensorRows] = {}
 
     @property
@@ -105,7 +106,9 @@ class TextDataModule(DataModule):
         return {name: self.corpus.labels[name] for name in self.labels}
 
     def examples(self, split: Split) -> list[Example]:
-        """The sentences of a split that are neither too short nor, if dropped, too long.
+        """The sentences of a split that have `min_words` words, also those that are too long.
+
+        `items` are those that batches are made of.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -164,8 +167,14 @@ class TextDataModule(DataModule):
             labels = labels.view(len(examples), len(columns))
             if len(columns) < 2:
                 labels = labels[:, 0] if columns else torch.full((len(examples),), -1)
+            self._items[split] = examples
             self._encoded[split] = self.rows(examples, numbers, labels)
         return self._encoded[split]
+
+    def items(self, split: Split) -> list[Example]:
+        """The sentences of a split that batches are made of, one for each row of the data set."""
+        self.dataset(split)
+        return self._items[split]
 
     def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         """The data set of sentences, given the numbers of their words."""
