@@ -10,6 +10,7 @@ References:
     code. There, the last incomplete batch goes without labels; here nothing does.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,14 +18,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .data.loader import ResumableLoader, ResumableSampler, seeded_generator
+from .data.loader import ResumableLoader, ResumableSampler, TensorRows, seeded_generator
 from .data.module import DataModule
-from .regularizers import FewLabels
+from .regularizers import CrossEntropy, FewLabels, Regularizer
 
 __all__ = [
     "GeometricClustering",
     "LabeledSubset",
     "balanced_order",
+    "check_labels",
     "kmeans",
     "matched",
     "whitened",
@@ -241,7 +243,7 @@ class LabeledSubset(Callback):
         per_class: Labels per class.
 
     Raises:
-        ValueError: When training starts, if rows have several labels.
+        ValueError: When training starts, if rows have several labels, or none has one.
     """
 
     def __init__(self, per_class: int) -> None:
@@ -285,8 +287,39 @@ class LabeledSubset(Callback):
                 (pair for share in shares for pair in share.get(y, [])), key=lambda pair: pair[0]
             )
             kept += [(i, y, row) for i, row in rows[: self.per_class]]
+        if not kept:
+            raise ValueError(
+                "LabeledSubset found no labeled training datum; expected labels of 0 or more. "
+                "Choose data with labels, or drop the callback and FewLabels."
+            )
         kept.sort(key=lambda entry: entry[0])
         return torch.stack([row for _, _, row in kept]), torch.tensor([y for _, y, _ in kept])
+
+
+def check_labels(trainer: Trainer, regularizers: Sequence[Regularizer]) -> None:
+    """Refuse to train a `CrossEntropy` against labels that nothing gives.
+
+    Raises:
+        ValueError: If pseudo-labels come from no callback, or no training datum has a label.
+    """
+    terms = [term for term in regularizers if isinstance(term, CrossEntropy)]
+    data: Any = getattr(trainer, "datamodule", None)
+    clustered = any(isinstance(c, GeometricClustering) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if not terms or clustered or getattr(data, "pseudo_label", None) is not None:
+        return
+    if any(term.pseudo for term in terms):
+        raise ValueError(
+            "CrossEntropy has `pseudo: true`, and nothing gives pseudo-labels. Add "
+            "eblvm.clustering.GeometricClustering to the trainer's callbacks, or set `pseudo: "
+            "false` to learn from the data's own labels."
+        )
+    rows = data.dataset("train") if isinstance(data, DataModule) else None
+    if isinstance(rows, TensorRows) and len(rows.columns) > 1 and bool((rows.columns[1] < 0).all()):
+        raise ValueError(
+            f"CrossEntropy learns from labels, and none of the {len(rows)} training data has one. "
+            "Choose data with labels, set `pseudo: true` beside the callback "
+            "eblvm.clustering.GeometricClustering, or drop the regularizer."
+        )
 
 
 def parts(trainer: Trainer) -> tuple[DataModule, ResumableLoader, ResumableSampler]:

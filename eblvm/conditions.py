@@ -66,6 +66,11 @@ class LabelCondition(Condition):
                 f"labels have shape {tuple(label.shape)}; LabelCondition expects one class per "
                 "image, `(B,)`."
             )
+        if label.device.type == "cpu" and bool((label < 0).any()):  # a GPU would have to wait
+            raise ValueError(
+                f"a label is {int(label.min())}, which is none; LabelCondition expects classes 0 "
+                f"to {self.num_classes - 1}. Choose data that are labeled throughout."
+            )
         return label
 
     def examples(self, num: int) -> Tensor:

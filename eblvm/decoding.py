@@ -1,8 +1,10 @@
 """From a decoder of sequences to sequences: the likeliest word, a draw, or a beam.
 
 A sequence starts with `bos`, ends with `eos` and is then padded; decoding stops when all have
-ended. A decoder that offers `start` and `step` is asked one word at a time; of any other, the whole
-prefix is computed again for each word.
+ended. No word is `bos` or `pad`: their logits count as −∞, whatever a decoder says.
+
+A decoder that offers `start` and `step` is asked one word at a time; of any other, the whole prefix
+is computed again for each word.
 """
 
 from dataclasses import dataclass
@@ -116,13 +118,15 @@ def decode(
     how = how or Decoding()
     stepper: Any = decoder if isinstance(decoder, StepDecoder) else _Prefixes(decoder)
     state = stepper.start(z) if context is None else stepper.start(z, context)
+    never = torch.tensor(sorted({pad, bos} - {eos}), dtype=torch.long, device=z.device)
     if how.beam > 1:
-        return _beam(stepper, state, len(z), max_length, how, (pad, bos, eos), z.device)
+        return _beam(stepper, state, len(z), max_length, how, (pad, bos, eos), never)
     token = torch.full((len(z),), bos, dtype=torch.long, device=z.device)
     ended = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     tokens = [token]
     while len(tokens) < max_length and not ended.all():
         logits, state = stepper.step(token, state)
+        logits = logits.index_fill(-1, never, -torch.inf)
         token = how.choose(logits, generator).masked_fill(ended, pad)
         tokens.append(token)
         ended = ended | (token == eos)
@@ -152,11 +156,11 @@ def _beam(
     max_length: int,
     how: Decoding,
     special: tuple[int, int, int],
-    device: torch.device,
+    never: Tensor,
 ) -> Tensor:
     """The best of `how.beam` prefixes; ended ones stay in the beam and compete."""
     pad, bos, eos = special
-    width = how.beam
+    width, device = how.beam, never.device
     state = tuple(part.repeat_interleave(width, dim=0) for part in state)
     tokens = torch.full((num, width, 1), bos, dtype=torch.long, device=device)
     score = torch.full((num, width), -torch.inf, device=device)
@@ -165,7 +169,8 @@ def _beam(
     ended = torch.zeros(num, width, dtype=torch.bool, device=device)
     while tokens.shape[2] < max_length and not ended.all():
         logits, state = stepper.step(tokens[:, :, -1].flatten(), state)
-        log_prob = logits.float().log_softmax(-1).unflatten(0, (num, width))
+        logits = logits.float().index_fill(-1, never, -torch.inf)
+        log_prob = logits.log_softmax(-1).unflatten(0, (num, width))
         stay = torch.full_like(log_prob, -torch.inf)
         stay[..., pad] = 0.0  # an ended sequence goes on with padding, at no cost
         log_prob = torch.where(ended[..., None], stay, log_prob)

@@ -104,7 +104,7 @@ def latent_figure(
     Arguments:
         posterior: Latents of data, `(N, D)`.
         prior: Draws of the prior, `(M, D)`.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; points labeled −1 are gray.
         values: Names of the labels' values; without them all points have one color.
     """
     posterior, prior = posterior.double().cpu(), prior.double().cpu()
@@ -118,9 +118,10 @@ def latent_figure(
         axes = figure.add_subplot(1, 2, i + 1, title=title, aspect="equal")
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
         if i == 0 and values:
+            x, y = z[labels < 0].T.numpy()
+            axes.scatter(x, y, s=4, alpha=0.6, linewidths=0, color="gray")
             for value, name in enumerate(values):
-                rows = z[labels == value]
-                x, y = rows.T.numpy()
+                x, y = z[labels == value].T.numpy()
                 axes.scatter(x, y, s=4, alpha=0.6, linewidths=0, label=name)
             if len(values) <= 12:
                 axes.legend(fontsize="x-small", markerscale=2, loc="upper right")

@@ -114,7 +114,7 @@ class CrossEntropy(Regularizer):
 
     Labels are the data's, or the pseudo-labels of :class:`eblvm.clustering.GeometricClustering`,
     which stand in their place. Rows labeled −1 do not count: with a few labels kept this is
-    semi-supervised learning.
+    semi-supervised learning. Where no row can have one, training does not start.
 
     Arguments:
         weight: λ.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eblvm.clustering import kmeans
 from eblvm.data.loader import seeded_generator
-from eblvm.data.text import TextDataModule
+from eblvm.data.text import BagOfWordsDataModule, TextDataModule
 from eblvm.data.vocabulary import Vocabulary
 from eblvm.evaluation import (
     Evaluation,
@@ -104,6 +104,22 @@ def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
     """What the prior of data is conditioned on, as a keyword; nothing for most models."""
     context = model.latent.posterior.condition(x)
     return {} if context is None else {"context": context}
+
+
+def batch_sentences(trainer: Trainer, what: str, x: Tensor, index: int) -> list[list[str]]:
+    """The words of an evaluated batch: of responses, and of the documents that bags count."""
+    data, vocabulary = text_of(trainer, what)
+    if isinstance(data, BagOfWordsDataModule):
+        loader: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        items = data.items("test" if trainer.testing else "val")
+        return [items[row].words for row in loader.rows(index)]
+    return vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
+
+
+def known(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without figures of labels that no row has, which are NaN."""
+    of_labels = ("homogeneity_", "cluster_homogeneity_", "accuracy_")
+    return {n: v for n, v in figures.items() if not (n.startswith(of_labels) and v.isnan())}
 
 
 def posterior_means(model: Any, x: Tensor, index: int) -> Tensor:
@@ -266,7 +282,8 @@ class Symbols(Evaluation):
     Logs `mutual_information` in nats over all data, and for each label of the data, under its name,
     the homogeneity over all data and its chance level; with `per_batch`, also those of batches.
     Where a label has as many values as there are symbols, `accuracy_<label>` follows: with
-    `match`, after matching symbols to values. Sentences of each symbol go into a file.
+    `match`, after matching symbols to values. A label that no sentence of the split has is left
+    out. Sentences of each symbol go into a file.
 
     Arguments:
         num_examples: Sentences in the file for each symbol.
@@ -304,7 +321,7 @@ class Symbols(Evaluation):
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         model: Any = require(learner, Latent, "Symbols")
-        data, vocabulary = text_of(trainer, "Symbols")
+        data, _ = text_of(trainer, "Symbols")
         prior: Any = model.latent.prior
         x, label = batch
         logits = prior.symbol_logits(posterior_means(model, x, index), **condition(model, x))
@@ -319,7 +336,7 @@ class Symbols(Evaluation):
             else:
                 what = name.partition("_")[2].removesuffix("_per_batch")
                 metric.update(symbol, columns[what])
-        self._keep(symbol, vocabulary.sentences(x[:, 0] if x.dim() == 3 else x))
+        self._keep(symbol, batch_sentences(trainer, "Symbols", x, index))
 
     def _keep(self, symbol: Tensor, sentences: list[list[str]]) -> None:
         for k, words in zip(symbol.tolist(), sentences, strict=True):
@@ -337,7 +354,7 @@ class Symbols(Evaluation):
             else:
                 figures[name] = value
             self.protocol[name] = protocol_of(metric)
-        log(learner, stage, figures)
+        log(learner, stage, known(figures))
         lines = []
         for k in sorted(self._examples):
             lines += [f"symbol {k}", *(f"    {line}" for line in self._examples[k]), ""]
@@ -390,9 +407,8 @@ class Clusters(Evaluation):
 
     def see(self, trainer: Trainer, learner: LightningModule, batch: Any, index: int) -> None:
         model = require(learner, Latent, "Clusters")
-        _, vocabulary = text_of(trainer, "Clusters")
         x, label = batch
-        words = vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
+        words = batch_sentences(trainer, "Clusters", x, index)
         self._seen.append((posterior_means(model, x, index), label.view(len(x), -1), words))
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
@@ -422,7 +438,7 @@ class Clusters(Evaluation):
             self.protocol[name] = protocol_of(metric) | {
                 "symbols": f"{self.num_clusters} clusters of posterior means, by k-means"
             }
-        log(learner, stage, figures)
+        log(learner, stage, known(figures))
         lines = []
         for k in sorted(examples):
             kept = examples[k][: self.num_examples]

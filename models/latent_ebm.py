@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from eblvm.clustering import check_labels
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics.grid import Bounds, push_forward
@@ -96,6 +97,9 @@ class LatentEBM(Learner):
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self.configure_optimizers()  # a missing learning rate is found before any data is read
+
+    def on_fit_start(self) -> None:
+        check_labels(self.trainer, self.regularizers)
 
     @property
     def learns_energy(self) -> bool:

@@ -228,12 +228,41 @@ def test_few_labels_need_each_other():
     with pytest.raises(RuntimeError, match="FewLabels has no labeled subset; add"):
         model.regularizers[0](model.latent, (None, None), inference)
     trainer = Trainer(**QUIET, max_epochs=1, callbacks=[LabeledSubset(1)])
+    model.regularizers = []
     with pytest.raises(TypeError, match="LabeledSubset found no regularizer FewLabels"):
-        trainer.fit(ldebm(), points())
+        trainer.fit(model, points())
     with pytest.raises(ValueError, match="per_class is 0"):
         LabeledSubset(0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         FewLabels(1.0, 0)
+
+
+def test_cross_entropy_against_labels_that_nothing_gives_does_not_start(tmp_path):
+    pseudo, own = CrossEntropy(1.0, pseudo=True), CrossEntropy(1.0)
+    cases = [
+        (pseudo, False, [], r"`pseudo: true`, and nothing gives.* Add .*GeometricClustering"),
+        (own, True, [], r"none of the 80 training data has one. Choose data with labels, set"),
+        (own, False, [], None),
+        (own, True, [GeometricClustering(8, 2)], None),
+        (pseudo, True, [GeometricClustering(8, 2)], None),
+    ]
+    for term, hidden, callbacks, message in cases:
+        model, data = ldebm(), points()
+        model.regularizers = [term]
+        if hidden:
+            data.dataset("train").columns[1].fill_(-1)
+        trainer = Trainer(**QUIET, max_epochs=1, callbacks=callbacks)
+        if message is None:
+            trainer.fit(model, data)
+        else:
+            with pytest.raises(ValueError, match=message):
+                trainer.fit(model, data)
+            assert trainer.global_step == 0
+    few, data = ldebm(), points()
+    few.regularizers = [FewLabels(1.0)]
+    data.dataset("train").columns[1].fill_(-1)
+    with pytest.raises(ValueError, match="LabeledSubset found no labeled training datum"):
+        Trainer(**QUIET, max_epochs=1, callbacks=[LabeledSubset(1)]).fit(few, data)
 
 
 LDEBM = Path(__file__).with_name("tiny_ldebm.yaml")

@@ -58,6 +58,26 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path):
     assert [e.labels for e in corpus.read("test", tmp_path)] == [(1,), (0,), (1,)]
 
 
+def test_rows_without_a_label_are_unlabeled_and_no_class(tmp_path):
+    fields = ["9", "", "-1", "10", " "]
+    rows = [{"text": "a", "stars": field, "mood": "x"} for field in fields]
+    csv = "text,stars,mood\n" + "".join(f"a,{field},x\n" for field in fields)
+    numbers = {"9": 9, "": None, "-1": -1, "10": 10, " ": ""}
+    jsonl = "".join(json.dumps(row | {"stars": numbers[row["stars"]]}) + "\n" for row in rows)
+    for name, content in (("t.csv", csv), ("t.jsonl", jsonl)):
+        path = write(tmp_path, name, content)
+        corpus = TextFiles(path, path, path, label_columns=["stars", "mood"])
+        labels = [e.labels for e in corpus.read("test", tmp_path)]
+        assert labels == [(0, 0), (-1, 0), (-1, 0), (1, 0), (-1, 0)]
+        assert corpus.labels == {"stars": ["9", "10"], "mood": ["x"]}
+    path = write(tmp_path, "t.jsonl", '{"text": null, "mood": "x"}\n')
+    with pytest.raises(ValueError, match=r"t.jsonl, line 1: 'text' is null; expected a sentence"):
+        TextFiles(path).read("train", tmp_path)
+    path = write(tmp_path, "t.tsv", "text\tmood\na\t-1\nb\t\n")
+    with pytest.raises(ValueError, match=r"t.tsv has no row with a 'mood': all are empty or -1"):
+        TextFiles(path, label_columns=["mood"]).read("train", tmp_path)
+
+
 def test_one_file_is_held_out_in_parts(tmp_path):
     path = write(tmp_path, "t.txt", "\n".join(f"w{i}" for i in range(40)))
     corpus = TextFiles(path)
@@ -78,6 +98,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path):
         TextFiles(path, label_columns=["topic"]).read("train", tmp_path)
     with pytest.raises(ValueError, match=r"o.csv, line 3: mood is 'odd', which .* never has"):
         TextFiles(path, other, path, label_columns=["mood"]).read("val", tmp_path)
+    short = write(tmp_path, "s.csv", "text,mood,id\na,good\n\nb\n")
+    assert words(TextFiles(short, short, short).read("train", tmp_path)) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"s.csv, line 4: the row has 1 of 3 fields, and 'mood'"):
+        TextFiles(short, label_columns=["mood"]).read("train", tmp_path)
     broken = write(tmp_path, "t.jsonl", '{"text": "a"}\n{"text"\n')
     with pytest.raises(ValueError, match=r"t.jsonl, line 2: no JSON object"):
         TextFiles(broken).read("train", tmp_path)
@@ -90,6 +114,47 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path):
         TextFiles("broken.txt").read("train", tmp_path)
     with pytest.raises(ValueError, match="tokenizer is 'bert'"):
         TextFiles(plain, tokenizer="bert")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "names"),
+    [
+        (PennTreebank(), ["ptb/ptb.test.txt"]),
+        (CocoCaptions(), ["coco_captions/test_coco.txt"]),
+        (StanfordSentiment(), ["sst/stsa.binary.test"]),
+        (Yelp(), ["yelp/sentiment.test.1", "yelp/sentiment.test.0"]),
+        (AGNews(), ["agnews/test.csv"]),
+        (AGNews(), ["agnews/test.tokens.tsv"]),
+        (SchemaGuidedDialogue(), ["sgd/test.jsonl"]),
+        (
+            DailyDialog(),
+            [f"dailydialog/test/dialogues{kind}.txt" for kind in ("", "_act", "_emotion")],
+        ),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_an_empty_file_of_a_published_corpus_is_named(corpus, names, tmp_path):
+    empty, *others = names
+    write(tmp_path, empty, "\n \n")
+    for name in others:
+        write(tmp_path, name, "a b\n")
+    with pytest.raises(ValueError, match=f"{empty}, line 3: the file ends without a sentence"):
+        corpus.read("test", tmp_path)
+
+
+def test_no_dialogue_of_stanford_multi_domain(tmp_path):
+    write(tmp_path, "smd/kvret_dev_public.json", "[]")
+    with pytest.raises(ValueError, match=r"kvret_dev_public.json .* there is no dialogue in it"):
+        StanfordMultiDomain().read("val", tmp_path)
+
+
+def test_a_quotation_that_does_not_end_is_found_where_it_begins(tmp_path):
+    rest = "".join(f"line {i},good\n" for i in range(20_000))
+    for name, corpus in (("t.csv", TextFiles("t.csv")), ("agnews/test.csv", AGNews())):
+        write(tmp_path, name, "text,mood\n" * (name == "t.csv") + f'1,a\n1,"open\n{rest}')
+        line = 3 if name == "t.csv" else 2
+        with pytest.raises(ValueError, match=rf"{name}, line {line}: the row .* quotation mark"):
+            corpus.read("train" if name == "t.csv" else "test", tmp_path)
 
 
 def test_tokenizers():
@@ -115,6 +180,15 @@ def test_daily_dialog(tmp_path):
     write(tmp_path, "dailydialog/test/dialogues_act.txt", "1 2\n")
     with pytest.raises(ValueError, match=r"has 2 dialogues, dialogues_act.txt 1"):
         DailyDialog().read("test", tmp_path)
+
+
+def test_an_empty_turn_takes_its_own_labels_with_it(tmp_path):
+    for kind, line in (("", "Hi ! __eou__ __eou__ Bye"), ("_act", "1 2 3"), ("_emotion", "4 5 6")):
+        write(tmp_path, f"dailydialog/test/dialogues{kind}.txt", line + "\n")
+    examples = DailyDialog(num_context=5).read("test", tmp_path)
+    assert words(examples) == ["hi !", "bye"]
+    assert [e.labels for e in examples] == [(0, 4), (2, 6)]
+    assert examples[1].context == (["<d>"], ["hi", "!"])
 
 
 def test_stanford_multi_domain(tmp_path):

@@ -9,7 +9,9 @@ import torch
 
 from eblvm.data import (
     BagOfWordsDataModule,
+    Corpus,
     DialogueDataModule,
+    Example,
     GrammarCorpus,
     PennTreebank,
     Subwords,
@@ -43,8 +45,15 @@ def test_words_are_numbered_by_count_then_spelling():
 
 def test_decoding_undoes_encoding_and_strangers_are_unknown():
     vocabulary = Vocabulary.from_counts([["a", "b"]])
-    words = vocabulary.decode(vocabulary.encode(["b", "a", "<s>", "z"]))
-    assert words == ["b", "a", "<s>", "<unk>"]
+    words = vocabulary.decode(vocabulary.encode(["b", "a", "<unk>", "z"]))
+    assert words == ["b", "a", "<unk>", "<unk>"]
+
+
+def test_words_that_spell_the_frame_of_a_sentence_are_strangers(text):
+    module = text(val="a </s> b <pad>\n<s> c\n", batch_size=2)
+    tokens, _ = next(module.batches("val"))
+    assert tokens.tolist() == [[2, 4, 1, 5, 1, 3], [2, 1, 6, 3, 0, 0]]
+    assert module.dataset("val").lengths.tolist() == [6, 4]
 
 
 def test_a_sentence_ends_where_it_ends():
@@ -69,6 +78,9 @@ def test_subwords_spell_what_words_cannot(tmp_path):
     numbers = subwords.encode(strange)
     assert Vocabulary.UNK not in numbers and len(numbers) > len(strange)
     assert subwords.sentence([2, *numbers, 3, 0]) == strange
+    framed = subwords.encode(["low", "</s>", "<pad>", "<s>", "<unk>", "low"])
+    assert framed.count(Vocabulary.UNK) == 4 and not {0, 2, 3} & set(framed)
+    assert Vocabulary.UNK in subwords.encode(["löw"])  # a letter that the text does not have
     subwords.save(tmp_path / "pieces.json")
     again = Vocabulary.load(tmp_path / "pieces.json")
     assert isinstance(again, Subwords) and again.encode(strange) == numbers
@@ -88,7 +100,7 @@ def test_batches_are_right_padded_sentences(text):
     tokens, label = next(module.batches("val"))
     assert tokens.dtype == torch.int64
     assert tokens.tolist() == [[2, 4, 1, 3, 0], [2, 5, 4, 4, 3]]  # <s> a <unk> </s> <pad>
-    assert label.tolist() == [0, 0]
+    assert label.dtype == torch.int64 and label.tolist() == [-1, -1]  # no labels, no class
     assert module.event_shape == (6,)
 
 
@@ -137,7 +149,7 @@ def test_a_corpus_of_one_sentence(text):
     assert [t.tolist() for t, _ in module.train_dataloader()] == [[[2, 4, 5, 6, 3]]]
     with pytest.raises(ValueError, match=r"batch_size is 2, .* has 1 training items.*lower batch"):
         text(train="a b c", vocab_size=7, batch_size=2).train_dataloader()
-    with pytest.raises(ValueError, match=r"none of 4 words or more. Lower min_words"):
+    with pytest.raises(ValueError, match=r"none of 4 words or more. Lower .* look at .*train.txt"):
         text(train="a b c", min_words=4).setup()
 
 
@@ -277,21 +289,58 @@ def test_dialogues_put_the_response_first(tmp_path):
     assert label.tolist() == [[7, 0], [7, 1], [7, 0]]
 
 
-def test_bags_count_words_and_strangers():
+def test_turns_before_a_response_may_not_be_too_long_either(tmp_path):
+    class Said(Corpus):
+        def read(self, split, root):
+            long = ["d"] * 6 if split == "test" else ["d"]
+            turns = (["a"], ["b"], long)
+            return [
+                Example(["a"], (), tuple(turns[:i]), f"said.txt, line {i}") for i in range(1, 4)
+            ]
+
+    def module(too_long):
+        return DialogueDataModule(Said(), 5, 6, 1, too_long, vocabulary_file=words)
+
+    words = str(tmp_path / "words.json")
+    Vocabulary.from_counts([["a"]]).save(words)
+    with pytest.raises(ValueError, match=r"said.txt, line 3: a sentence of 6 words, .*room for 4"):
+        module("error").dataset("test")
+    assert len(module("error").dataset("val")) == 3
+    assert len(module("drop").dataset("test")) == 2
+    assert module("cut").dataset("test").columns[0][2, 3].tolist() == [2, 1, 1, 1, 1, 3]
+
+
+def test_bags_count_words_of_the_vocabulary():
     module = grammar(kind=BagOfWordsDataModule)
     counts, _ = next(module.batches("val"))
     tokens, _ = next(grammar().batches("val"))
     assert counts.shape == (16, 200) and module.event_shape == (200,)
-    assert torch.equal(counts[:, 1], (tokens == 1).sum(1).float())
-    assert not counts[:, [0, 2, 3]].any()
+    assert (tokens == Vocabulary.UNK).any() and not counts[:, :4].any()
     word = int(tokens[0, 1])
     assert counts[0, word] == (tokens[0] == word).sum()
-    assert torch.equal(counts.sum(1), (tokens > 3).sum(1) + (tokens == 1).sum(1))
-    share = module.log_frequency().exp()
+    assert torch.equal(counts.sum(1), (tokens > 3).sum(1).float())
+    # whatever is counted has a background: −log p of it is finite, and not that of 10⁻¹²
+    background = module.log_frequency()
+    seen = torch.cat([c for c, _ in module.batches("train", in_order=True)]).sum(0) > 0
+    assert float(background[seen].min()) > -12 and float(background[~seen].max()) < -27
     words = torch.cat([t.flatten() for t, _ in grammar(bucket=False, batch_size=1).loader("train")])
     known = words[words > 3]
     truth = torch.bincount(known, minlength=200) / len(known)
-    torch.testing.assert_close(share[4:], truth[4:], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(background.exp()[4:], truth[4:], atol=1e-6, rtol=1e-4)
+
+
+def test_documents_of_too_few_counted_words_are_left_out(text, tmp_path):
+    words = str(tmp_path / "words.json")
+    Vocabulary.from_counts([["a", "b"]]).save(words)
+
+    def module(test):
+        corpus = text(test=test).corpus
+        return BagOfWordsDataModule(corpus, 6, 9, 2, min_words=2, vocabulary_file=words)
+
+    counts, _ = next(module("a x x x\nb x a\na <unk>\na a\n").batches("test"))
+    assert counts[:, 4:].tolist() == [[1, 1], [2, 0]]
+    with pytest.raises(ValueError, match=r"no document of .*test.txt has 2 words of the vocab.* 1"):
+        module("a x x x\n").dataset("test")
 
 
 def data_root(name):

@@ -145,6 +145,19 @@ def test_homogeneity_leaves_out_hidden_labels():
     assert metric.protocol["num_data"] == 2
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_batches_without_a_label_do_not_count():
+    symbol, label = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 0])
+    metric = Homogeneity(2, 2, per_batch=True)
+    metric.update(symbol, label)
+    metric.update(symbol, torch.full((4,), -1))
+    assert float(metric.compute()["homogeneity"]) == pytest.approx(0, abs=1e-12)
+    assert metric.protocol["computed_over"] == "batches of 4"
+    for none in (Homogeneity(2, 2), Homogeneity(2, 2, per_batch=True)):
+        none.update(symbol, torch.full((4,), -1))
+        assert all(value.isnan() for value in none.compute().values())
+
+
 CHANCE = [(128, 0.70, 0.73), (30, 0.91, 0.92), (None, 0.02, 0.07)]
 
 
@@ -199,6 +212,22 @@ def test_vectors_are_read_as_published(tmp_path):
         read_vectors(path)
     path.write_text("a 1 x\n")
     with pytest.raises(ValueError, match=r"vectors.txt, line 1: no vector"):
+        read_vectors(path)
+
+
+def test_words_of_vectors_may_have_spaces_and_lines_that_are_not_utf_8_are_named(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("a 1 2\n2005 3 4\nat name@domain.com 5 6\r\n. . . 7 8\n")
+    vectors = {word: vector.tolist() for word, vector in read_vectors(path).items()}
+    assert vectors == {"a": [1, 2], "2005": [3, 4], "at name@domain.com": [5, 6], ". . .": [7, 8]}
+    path.write_text("400000 2\nword 1 2\n")  # a head is no vector of one number
+    with pytest.raises(ValueError, match=r"line 2: 2 numbers, where the first line has 1"):
+        read_vectors(path)
+    path.write_text("a 1 2\n\n")
+    with pytest.raises(ValueError, match=r"line 2: 0 numbers, where the first line has 2"):
+        read_vectors(path)
+    path.write_bytes(b"a 1 2\nb\xe9 1 2\n")
+    with pytest.raises(ValueError, match=r"vectors.txt, line 2: byte 0xe9 is not UTF-8.* `iconv"):
         read_vectors(path)
 
 

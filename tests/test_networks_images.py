@@ -167,6 +167,8 @@ def test_translation_follows_the_condition_and_the_latent():
 def test_conditions_are_what_they_say():
     label = torch.tensor([3, 1])
     assert torch.equal(LabelCondition(10)(torch.zeros(2, 1, 4, 4), label), label)
+    with pytest.raises(ValueError, match=r"a label is -1, which is none; .* classes 0 to 9"):
+        LabelCondition(10)(torch.zeros(2, 1, 4, 4), torch.tensor([3, -1]))
     assert LabelCondition(3).examples(5).tolist() == [0, 1, 2, 0, 1]
     with pytest.raises(ValueError, match="one class per image"):
         LabelCondition(10)(torch.zeros(2, 1, 4, 4), torch.zeros(2, 5))

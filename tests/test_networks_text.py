@@ -243,14 +243,16 @@ class Markov(nn.Module):
 
 @torch.no_grad()
 def best_sequence(model, z, max_length, power=0.0):
-    """Of all sequences, by brute force; words are 1 and 4, 5, the end is 3, padding ends, too."""
+    """Of all sequences, by brute force; words are 1 and 4, 5, the end is 3."""
     found = {}
     for num in range(max_length):
-        for words in itertools.product((0, 1, 2, 4, 5), repeat=num):
+        for words in itertools.product((UNK, 4, 5), repeat=num):
             ends = [(EOS,)] if num < max_length - 1 else [()]
             for end in ends:
                 x = torch.tensor([[BOS, *words, *end]])
-                log_prob = model(z, x[:, :-1]).log_softmax(-1)
+                logits = model(z, x[:, :-1])
+                logits[..., [PAD, BOS]] = -torch.inf
+                log_prob = logits.log_softmax(-1)
                 score = log_prob.gather(2, x[:, 1:, None]).sum()
                 length = x.shape[1] - 1
                 if length == max_length - 1 or end:
@@ -319,6 +321,34 @@ def test_decoding_stops_when_all_have_ended():
     x = decode(model, torch.zeros(3, 2), 50)
     assert x.shape == (3, 50) and model.calls == 1
     assert x[:, :3].tolist() == [[BOS, EOS, PAD]] * 3
+
+
+@pytest.mark.parametrize(
+    "how", [Decoding(), Decoding(temperature=1.0), Decoding(beam=3)], ids=["greedy", "draw", "beam"]
+)
+def test_no_word_is_padding_or_a_beginning(how):
+    class Careless(Markov):
+        """Likes `<pad>` and `<s>` best."""
+
+        def forward(self, z, tokens):
+            logits = super().forward(z, tokens)
+            logits[..., [PAD, BOS]] += 5.0
+            return logits
+
+    z = torch.randn(40, 2)
+    for row in decode(Careless(), z, 9, how, torch.Generator().manual_seed(0)).tolist():
+        said = row[1 : row.index(EOS) if EOS in row else 9]
+        assert row[0] == BOS and not {PAD, BOS} & set(said)
+        assert not any(row[len(said) + 2 :])  # nothing after the end
+
+
+def test_an_end_that_is_the_beginning_or_the_padding_can_be_said():
+    logits = torch.tensor([0.0, -9.0, 0.0, 5.0, -9.0, -9.0])
+    for special in ({"bos": 3, "eos": 3}, {"pad": 3, "eos": 3}):
+        x = decode(
+            lambda z, tokens: logits.expand(*tokens.shape, 6), torch.zeros(1, 2), 4, **special
+        )
+        assert x[0, 1] == 3
 
 
 REFUSED = [

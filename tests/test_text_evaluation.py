@@ -20,6 +20,7 @@ from eblvm.models.networks import (
     SentenceDecoder,
     SentenceEncoder,
 )
+from eblvm.pictures import latent_figure
 from eblvm.posteriors import AmortizedPosterior
 from eblvm.priors import GaussianPrior
 from eblvm.text_evaluation import (
@@ -295,6 +296,25 @@ def test_a_model_that_says_nothing_does_not_end_the_run(tmp_path):
     assert float(run.callback_metrics["test/reverse_perplexity"]) > 1
 
 
+def test_figures_of_labels_that_no_sentence_has_are_left_out(tmp_path):
+    data = grammar()
+    model = oracle(data)
+    data.dataset("test").columns[1][:, 1:] = -1  # topics only
+    run = trainer(tmp_path, Symbols(3, per_batch=True), Clusters(3))
+    run.test(model, data, verbose=False)
+    names = {name.removeprefix("test/") for name in run.callback_metrics}
+    assert {"mutual_information", "homogeneity_topic", "cluster_homogeneity_topic"} <= names
+    assert {"accuracy_topic", "homogeneity_topic_per_batch_chance"} <= names
+    assert not [name for name in names if "_sentiment" in name or "_form" in name]
+
+
+def test_unlabeled_latents_are_in_the_picture():
+    z, label = torch.randn(30, 3), torch.arange(30) % 3 - 1
+    axes = latent_figure(z, z, label, ["a", "b"]).axes[0]
+    assert [len(points.get_offsets()) for points in axes.collections] == [10, 10, 10]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+
+
 def test_reconstructions_count_what_is_wrong(tmp_path):
     data = grammar()
     run = trainer(tmp_path, SentenceReconstructions(40))
@@ -346,6 +366,41 @@ def test_a_bag_of_words_learns_around_its_background(tmp_path):
     run.test(learner, data, verbose=False)
     assert (tmp_path / "pictures" / "latents_test.png").exists()
     assert learner.sample(3, noise=True).sum(1).tolist() == [40, 40, 40]
+
+
+class Bags(nn.Module):
+    """Encodes a bag of words as its number among some."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts = counts
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        mean = torch.cdist(x, self.counts).argmin(1, keepdim=True).float()
+        return torch.cat([mean, torch.full_like(mean, -20)], 1) + 0 * self.unused
+
+
+def test_documents_stand_for_the_bags_of_a_symbol(tmp_path):
+    corpus = GrammarCorpus(2000, 40, 40)
+    data = BagOfWordsDataModule(corpus, 308, 11, 8, too_long="drop", labels=["topic"])
+    items = data.items("test")
+    assert 8 < len(items) < len(data.examples("test"))  # some batches, and some left out
+    counts, topics = (torch.cat(part) for part in zip(*data.batches("test"), strict=True))
+    likelihood = MultinomialLikelihood(BagOfWordsDecoder(1, 308, [4]))
+    latent = LatentVariableModel(Topics(topics), AmortizedPosterior(Bags(counts)), likelihood)
+    run = trainer(tmp_path, Symbols(40), Clusters(3, num_examples=40))
+    run.test(LatentEBM(latent, RATES), data, verbose=False)
+    said = sorted(" ".join(example.words) for example in items)
+    for name, blocks in (("symbols", len(topics.unique())), ("clusters", 3)):
+        lines = (tmp_path / "texts" / f"{name}_test.txt").read_text().splitlines()
+        assert sorted(line.strip() for line in lines if line.startswith("    ")) == said
+        assert sum(not line.startswith(" ") for line in filter(None, lines)) == blocks
+        for line in lines if name == "symbols" else ():
+            if line.startswith("symbol"):
+                symbol = int(line.split()[1])
+            elif line:
+                assert corpus.parse(line.split())[0] == symbol
 
 
 def test_dialogues_are_answered(tmp_path):

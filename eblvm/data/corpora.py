@@ -38,7 +38,7 @@ class Example:
 
     Arguments:
         words: Its words, without `<s>` and `</s>`.
-        labels: Numbers, as many as the corpus has labels.
+        labels: Numbers, as many as the corpus has labels; −1 where there is none.
         context: The words of the sentences before it, the oldest first.
         place: File and line, for errors.
     """
@@ -141,10 +141,26 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, without the blank ones."""
+    """Line numbers from 1 and lines, without the blank ones.
+
+    Raises:
+        ValueError: At the end, if all are blank.
+    """
+    blank = True
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
+            blank = False
             yield number, line.rstrip("\r")
+    if blank:
+        raise no_sentence(path)
+
+
+def no_sentence(path: Path) -> ValueError:
+    """The error of a file of which nothing can be read."""
+    return ValueError(
+        f"{path}, line {read_text(path).count(chr(10)) + 1}: the file ends without a sentence; "
+        "expected one a line."
+    )
 
 
 def number_in(text: Any, count: int, place: str, what: str, first: int = 0) -> int:
@@ -167,7 +183,9 @@ class TextFiles(Corpus):
     """Any text: `.txt`, one sentence a line, or `.csv`, `.tsv`, `.jsonl` with named columns.
 
     A file may be packed, as in `.txt.gz`. Labels are named by what the file says of them; they are
-    numbered in the order of their spelling, as numbers where all are.
+    numbered in the order of their spelling, as numbers where all are. A row whose label is empty,
+    `-1`, or null in `.jsonl`, is unlabeled: its label is −1, which is no class. So a few labels
+    among many sentences make semi-supervised data.
 
     Arguments:
         train_file: Training text. It lies below the root of data sets, or where the name says.
@@ -238,12 +256,11 @@ class TextFiles(Corpus):
                 )
             rows = [(line, [], f"{path}, line {n}") for n, line in read_lines(path)]
         else:
-            rows = [(*self._columns(record, place), place) for record, place in records(path, kind)]
+            names = [self.text_column, *self.label_columns]
+            found = records(path, kind, names)
+            rows = [(*self._columns(record, place), place) for record, place in found]
         if not any(text.strip() for text, _, _ in rows):
-            raise ValueError(
-                f"{path}, line {read_text(path).count(chr(10)) + 1}: the file ends without a "
-                "sentence; expected one a line."
-            )
+            raise no_sentence(path)
         return rows
 
     def _columns(self, record: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -251,33 +268,55 @@ class TextFiles(Corpus):
             (self.text_column, "text_column"),
             *((name, "label_columns") for name in self.label_columns),
         ):
-            if record.get(name) is None:
+            if name not in record:
                 raise ValueError(
                     f"{place}: there is no column {name!r}; the columns are {list(record)}. Set "
                     f"{option} to one of them."
                 )
-        return str(record[self.text_column]), [str(record[name]) for name in self.label_columns]
+        if record[self.text_column] is None:
+            raise ValueError(f"{place}: {self.text_column!r} is null; expected a sentence.")
+        labels = (record[name] for name in self.label_columns)
+        return str(record[self.text_column]), ["" if y is None else str(y) for y in labels]
 
     def _name_values(self, rows: list[tuple[str, list[str], str]]) -> None:
         """The values that each label takes in the training file."""
         for i, name in enumerate(self.label_columns):
-            values = {row[1][i] for row in rows}
+            values = {row[1][i] for row in rows if not unlabeled(row[1][i])}
+            if not values:
+                raise ValueError(
+                    f"{self.files['train']} has no row with a {name!r}: all are empty or -1. "
+                    "Label some, or leave it out of label_columns."
+                )
             numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
             self.values[name] = sorted(values, key=int if numeric else str)
 
     def _numbers(self, values: list[str], place: str) -> tuple[int, ...]:
         for name, value in zip(self.label_columns, values, strict=True):
-            if value not in self.values[name]:
+            if value not in self.values[name] and not unlabeled(value):
                 raise ValueError(
                     f"{place}: {name} is {value!r}, which the training text never has; it has "
                     f"{self.values[name]}."
                 )
         pairs = zip(self.label_columns, values, strict=True)
-        return tuple(self.values[name].index(value) for name, value in pairs)
+        return tuple(-1 if unlabeled(v) else self.values[name].index(v) for name, v in pairs)
 
 
-def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows of a `.csv`, `.tsv` or `.jsonl` by column, each with its place."""
+def unlabeled(value: str) -> bool:
+    """Whether what a file says of a label is that there is none."""
+    return value.strip() in ("", "-1")
+
+
+def records(path: Path, kind: str, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows of a `.csv`, `.tsv` or `.jsonl` by column, each with its place.
+
+    Arguments:
+        path: The file.
+        kind: What its name ends in.
+        names: Columns that a row of a table has to reach, where there are such.
+
+    Raises:
+        ValueError: If a row cannot be read, with file and line.
+    """
     if kind == "jsonl":
         for number, line in read_lines(path):
             place = f"{path}, line {number}"
@@ -292,9 +331,41 @@ def records(path: Path, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
     quoting: dict[str, Any] = {"delimiter": ","}
     if kind == "tsv":
         quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), **quoting)
-    for record in reader:
-        yield {k: v for k, v in record.items() if k}, f"{path}, line {reader.line_num}"
+    head: list[str] = []
+    for row, place in fields(path, **quoting):
+        if not head:
+            head = row
+            continue
+        short = [name for name in names if name in head[len(row) :]]
+        if short:
+            raise ValueError(
+                f"{place}: the row has {len(row)} of {len(head)} fields, and {short[0]!r} is not "
+                f"among them. The columns are {head}: write one field for each."
+            )
+        named: dict[str, Any] = dict.fromkeys(head) | dict(zip(head, row, strict=False))
+        yield {name: value for name, value in named.items() if name}, place
+
+
+def fields(path: Path, **quoting: Any) -> Iterator[tuple[list[str], str]]:
+    """Rows of a table without the blank ones, each with its place: the line where it ends.
+
+    Raises:
+        ValueError: If one cannot be read, with file and line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), **quoting)
+    while True:
+        begin = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {begin}: the row that begins here cannot be read ({error}). Look "
+                "for a quotation mark that is opened and never closed."
+            ) from error
+        if row is None:
+            return
+        if row:
+            yield row, f"{path}, line {reader.line_num}"
 
 
 class PennTreebank(Corpus):
@@ -412,12 +483,13 @@ class AGNews(Corpus):
                 label, _, text = line.partition("\t")
                 rows.append((label, text.split(), f"{path}, line {number}"))
         else:
-            reader = csv.reader(io.StringIO(read_text(path), newline=""))
             rows = [
-                (row[0], basic_words(" ".join(row[1:])), f"{path}, line {reader.line_num}")
-                for row in reader
-                if row
+                (row[0], basic_words(" ".join(row[1:])), place)
+                for row, place in fields(path)
+                if "".join(row).strip()
             ]
+            if not rows:
+                raise no_sentence(path)
         if split != "test":
             rows = [row for i, row in enumerate(rows) if (i % 24 == 0) == (split == "val")]
         seen = [0] * 4

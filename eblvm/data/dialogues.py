@@ -24,7 +24,7 @@ def flatten(
     num_context: int,
     places: Sequence[str],
 ) -> list[Example]:
-    """One example a turn, with up to `num_context` turns before it.
+    """One example a turn, with up to `num_context` turns before it; turns without a word are none.
 
     Arguments:
         turns: The words of each turn.
@@ -32,11 +32,11 @@ def flatten(
         num_context: How many turns to look back, the beginning `<d>` included; 0 gives none.
         places: File and line of each turn.
     """
-    before = [[BEGIN], *turns]
+    said = [turn for turn in zip(turns, labels, places, strict=True) if turn[0]]
+    before = [[BEGIN], *(words for words, _, _ in said)]
     return [
         Example(words, label, tuple(before[max(0, i + 1 - num_context) : i + 1]), place)
-        for i, (words, label, place) in enumerate(zip(turns, labels, places, strict=True))
-        if words
+        for i, (words, label, place) in enumerate(said)
     ]
 
 
@@ -44,8 +44,9 @@ class DailyDialog(Corpus):
     """Dialogues of daily life, with the act and the emotion of each turn.
 
     Files: `dailydialog/{train,validation,test}/dialogues{,_act,_emotion}.txt`, one dialogue a line,
-    turns ended by `__eou__`. Words are lower-cased. A dialogue whose labels are not as many as its
-    turns loses the surplus: the published training text has one, line 7,852.
+    turns ended by `__eou__`. Words are lower-cased. Labels go with turns by their place, and a turn
+    without a word takes its own with it. A dialogue whose labels are not as many as its turns loses
+    the surplus: the published training text has one, line 7,852.
 
     References:
         DailyDialog: A Manually Labelled Multi-turn Dialogue Dataset (Li et al., 2017).
@@ -81,7 +82,8 @@ class DailyDialog(Corpus):
         for (number, text), (_, act), (_, emotion) in rows:
             place = f"{files[0]}, line {number}"
             turns = [dialogue_words(turn.lower()) for turn in text.split("__eou__")]
-            turns = [turn for turn in turns if turn]
+            if not turns[-1]:  # what follows the last `__eou__`
+                turns.pop()
             labels = [
                 (
                     number_in(a, 4, place, "an act", first=1),
@@ -114,6 +116,8 @@ class StanfordMultiDomain(Corpus):
         path = find(root, f"smd/kvret_{name}_public.json")
         try:
             dialogues = json.loads(read_text(path))
+            if not dialogues:
+                raise ValueError("there is no dialogue in it")
             examples = []
             for number, dialogue in enumerate(dialogues, start=1):
                 intent = dialogue["scenario"]["task"]["intent"]

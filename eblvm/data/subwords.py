@@ -1,4 +1,4 @@
-"""Pieces of words, by the `tokenizers` library: no word is a stranger."""
+"""Pieces of words, by the `tokenizers` library: words of known letters are no strangers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,6 +22,9 @@ def _tokenizers() -> ModuleType:
 
 class Subwords(Vocabulary):
     """Byte-pair pieces, learned from a text; a new word begins with `▁`.
+
+    A word that the text does not have is spelled by pieces, down to single characters. A character
+    that the text does not have, or that `max_size` leaves no room for, is `<unk>`.
 
     Arguments:
         state: The tokenizer as the library writes it, in plain containers.
@@ -61,7 +64,7 @@ class Subwords(Vocabulary):
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """Numbers of the pieces of words."""
-        return self.tokenizer.encode(" ".join(words), add_special_tokens=False).ids
+        return self.plain(self.tokenizer.encode(" ".join(words), add_special_tokens=False).ids)
 
     def sentence(self, numbers: Iterable[int]) -> list[str]:
         """Whole words again."""

@@ -24,8 +24,8 @@ class TextDataModule(DataModule):
     """Sentences in batches of `(tokens, label)`: int64, `(B, L)` and `(B,)`.
 
     A sentence is `<s>`, its words, `</s>`, then `<pad>` up to L, the longest of its batch. Labels
-    are zeros `(B,)` where the corpus has none, and `(B, C)` where C of them, two or more, are
-    asked for.
+    are −1, for unlabeled, `(B,)` where there is none, and `(B, C)` where C of them, two or more,
+    are asked for.
 
     The vocabulary is part of the checkpoint, as plain containers, and of the run's folder, as
     `vocabulary.json`.
@@ -92,6 +92,7 @@ class TextDataModule(DataModule):
         self.root = Path(root or os.environ.get("EBLVM_DATA") or "data")
         self.vocabulary: Vocabulary | None = None
         self._read: dict[Split, list[Example]] = {}
+        self._items: dict[Split, list[Example]] = {}
         self._encoded: dict[Split, TensorRows] = {}
 
     @property
@@ -105,7 +106,9 @@ class TextDataModule(DataModule):
         return {name: self.corpus.labels[name] for name in self.labels}
 
     def examples(self, split: Split) -> list[Example]:
-        """The sentences of a split that are neither too short nor, if dropped, too long.
+        """The sentences of a split that have `min_words` words, also those that are too long.
+
+        `items` are those that batches are made of.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -115,10 +118,11 @@ class TextDataModule(DataModule):
             every = self.corpus.read(split, self.root)
             kept = [example for example in every if len(example.words) >= self.min_words]
             if not kept:
+                where = first_place(every) if every else f"the files below {self.root}"
                 raise ValueError(
                     f"{type(self.corpus).__name__} has {len(every)} sentences in its {split} split "
-                    f"and none of {self.min_words} words or more. Lower min_words, or look at the "
-                    "file."
+                    f"and none of {self.min_words} words or more. Lower min_words, or look at "
+                    f"{where}."
                 )
             self._read[split] = kept
         return self._read[split]
@@ -162,9 +166,15 @@ class TextDataModule(DataModule):
             labels = torch.tensor([[e.labels[i] for i in columns] for e in examples]).long()
             labels = labels.view(len(examples), len(columns))
             if len(columns) < 2:
-                labels = labels[:, 0] if columns else torch.zeros(len(examples)).long()
+                labels = labels[:, 0] if columns else torch.full((len(examples),), -1)
+            self._items[split] = examples
             self._encoded[split] = self.rows(examples, numbers, labels)
         return self._encoded[split]
+
+    def items(self, split: Split) -> list[Example]:
+        """The sentences of a split that batches are made of, one for each row of the data set."""
+        self.dataset(split)
+        return self._items[split]
 
     def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         """The data set of sentences, given the numbers of their words."""
@@ -176,17 +186,20 @@ class TextDataModule(DataModule):
         most = self.max_length - 2
         examples = self.examples(split)
         numbers = [self.vocabulary.encode(example.words) for example in examples]
-        long = [i for i, words in enumerate(numbers) if len(words) > most]
+        if self.too_long == "cut":
+            return examples, [words[:most] for words in numbers]
+        lengths = list(map(self.longest, examples, numbers))
+        long = [i for i, length in enumerate(lengths) if length > most]
         if long and self.too_long == "error":
             first = examples[long[0]]
             raise ValueError(
                 f"{first.place or type(self.corpus).__name__}: a sentence of "
-                f"{len(numbers[long[0]])} words, and max_length {self.max_length} leaves room for "
+                f"{lengths[long[0]]} words, and max_length {self.max_length} leaves room for "
                 f"{most} beside <s> and </s>. It is the first of {len(long)} in this split; the "
-                f"longest has {max(map(len, numbers))}. Raise max_length, or choose "
+                f"longest has {max(lengths)}. Raise max_length, or choose "
                 "`too_long: cut` or `too_long: drop`."
             )
-        if long and self.too_long == "drop":
+        if long:
             if len(long) == len(examples):
                 raise ValueError(
                     f"all {len(long)} sentences of {first_place(examples)} are longer than "
@@ -195,7 +208,11 @@ class TextDataModule(DataModule):
             dropped = set(long)
             kept = [i for i in range(len(examples)) if i not in dropped]
             return [examples[i] for i in kept], [numbers[i] for i in kept]
-        return examples, [words[:most] for words in numbers]
+        return examples, numbers
+
+    def longest(self, example: Example, numbers: list[int]) -> int:
+        """Words of an item's longest sentence, given the numbers of its own."""
+        return len(numbers)
 
     def frame(self, numbers: list[list[int]]) -> Tensor:
         """Tokens `(N, L)`: `<s>`, the numbers, `</s>`, padding."""
@@ -293,7 +310,8 @@ class DialogueDataModule(TextDataModule):
     """Responses and what was said before, in batches of `(tokens, label)`, `(B, 1 + T, L)`.
 
     Row 0 of an item is the response, rows 1 … T the turns before it, the oldest first; turns that
-    are not there are all padding. Each turn is framed as a sentence is.
+    are not there are all padding. Each turn is framed as a sentence is, and `too_long` is about
+    each: `drop` leaves out a response before which a turn is too long, too.
     """
 
     @property
@@ -301,6 +319,11 @@ class DialogueDataModule(TextDataModule):
         """(1 + T, L), the largest."""
         turns = 1 + max(len(example.context) for example in self.examples("train"))
         return (turns, self.max_length)
+
+    def longest(self, example: Example, numbers: list[int]) -> int:
+        assert self.vocabulary is not None
+        turns = (self.vocabulary.encode(words) for words in example.context)
+        return max(len(numbers), *map(len, turns), 0)
 
     def rows(self, examples: list[Example], numbers: list[list[int]], labels: Tensor) -> TensorRows:
         assert self.vocabulary is not None
@@ -320,15 +343,26 @@ class DialogueDataModule(TextDataModule):
 class BagOfWordsDataModule(TextDataModule):
     """Documents as counts of words, in batches of `(counts, label)`, `(B, V)` and `(B,)`.
 
-    V is `vocab_size`: column i counts the word number i, column 1 strangers; those of `<pad>`,
-    `<s>` and `</s>` are empty. Batches travel as tokens and are counted on the device that they
-    have reached.
+    V is `vocab_size`: column i counts the word number i. Special words, and with them strangers,
+    are not counted: their columns, the first four, are empty. `min_words` is about the words
+    counted. Batches travel as tokens and are counted on the device that they have reached.
     """
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """(V,)."""
         return (self.vocab_size,)
+
+    def _fitting(self, split: Split) -> tuple[list[Example], list[list[int]]]:
+        examples, numbers = super()._fitting(split)
+        sizes = [sum(number > Vocabulary.END for number in row) for row in numbers]
+        kept = [i for i, size in enumerate(sizes) if size >= self.min_words]
+        if not kept:
+            raise ValueError(
+                f"no document of {first_place(examples)} has {self.min_words} words of the "
+                f"vocabulary; the richest has {max(sizes)}. Lower min_words, or raise vocab_size."
+            )
+        return [examples[i] for i in kept], [numbers[i] for i in kept]
 
     def finish(
         self, batch: tuple[Tensor, Tensor], split: Split, epoch: int, index: int
@@ -342,11 +376,10 @@ class BagOfWordsDataModule(TextDataModule):
         counts = torch.zeros(self.event_shape[0], dtype=torch.float64)
         for part in tokens.split(1000):
             counts += count_words(part, len(counts)).double().sum(0)
-        counts[Vocabulary.UNK] = 0  # as published, strangers have no background
         return (counts / counts.sum()).clamp_min(1e-12).log().float()
 
 
 def count_words(tokens: Tensor, num_columns: int) -> Tensor:
     """Counts `(B, V)` of tokens `(B, L)`; see `BagOfWordsDataModule` for the columns."""
-    counted = ((tokens == Vocabulary.UNK) | (tokens > Vocabulary.END)).float()
+    counted = (tokens > Vocabulary.END).float()
     return counted.new_zeros(len(tokens), num_columns).scatter_add_(1, tokens, counted)

@@ -12,7 +12,8 @@ __all__ = ["Vocabulary"]
 class Vocabulary:
     """A list of words; a word's number is its place.
 
-    The first four are special: `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3.
+    The first four are special: `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3. A text may have `<unk>` as
+    a word; one that spells the others, which frame sentences, is a stranger.
 
     Arguments:
         words: All entries, the four special ones first.
@@ -104,7 +105,11 @@ class Vocabulary:
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """Numbers of words; that of `<unk>` for strangers."""
-        return [self.number.get(word, self.UNK) for word in words]
+        return self.plain(self.number.get(word, self.UNK) for word in words)
+
+    def plain(self, numbers: Iterable[int]) -> list[int]:
+        """Numbers with `<unk>` in place of `<pad>`, `<s>` and `</s>`."""
+        return [number if number > self.END else self.UNK for number in numbers]
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """Words of numbers."""

@@ -14,35 +14,57 @@ __all__ = ["EmbeddingSimilarity", "read_vectors"]
 def read_vectors(path: str | Path, words: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Vectors of words from a text file, `word v1 v2 …` a line, as GloVe is published.
 
+    The first line says how many numbers a vector has: all after its word. Elsewhere as many are
+    taken from the end, for a few words of GloVe have spaces in them.
+
     Arguments:
         path: The file, in UTF-8.
         words: Which words to keep; all if None.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is no vector, or not as long as the first; with its number.
+        ValueError: If a line is not UTF-8, no vector, or not as long as the first; with its number.
     """
     wanted = None if words is None else set(words)
     vectors: dict[str, Tensor] = {}
-    width = None
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            word, *values = line.rstrip("\n").split(" ")
+    width = 0
+    with open(path, "rb") as file:
+        for number, content in enumerate(file, start=1):
+            place = f"{path}, line {number}"
             try:
-                vector = torch.tensor([float(value) for value in values if value])
+                line = content.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{place}: byte {content[error.start]:#04x} is not UTF-8. Convert the file, "
+                    "e.g. with `iconv -f latin1 -t utf-8`."
+                ) from error
+            first, *rest = line.split(" ")
+            values = [value for value in rest if value]
+            width = width or len(values)
+            more = len(values) - width
+            if not width or more < 0 or (more and is_number(values[more - 1])):
+                raise ValueError(
+                    f"{place}: {len(values)} numbers, where the first line has {width}."
+                )
+            try:
+                vector = torch.tensor([float(value) for value in values[more:]])
             except ValueError as error:
                 raise ValueError(
-                    f"{path}, line {number}: no vector ({error}); expected a word and numbers."
+                    f"{place}: no vector ({error}); expected a word and numbers."
                 ) from error
-            width = width or len(vector)
-            if len(vector) != width or not width:
-                raise ValueError(
-                    f"{path}, line {number}: {len(vector)} numbers, where the first line has "
-                    f"{width}."
-                )
+            word = " ".join([first, *values[:more]])
             if wanted is None or word in wanted:
                 vectors[word] = vector
     return vectors
+
+
+def is_number(text: str) -> bool:
+    """Whether a number is written there."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class EmbeddingSimilarity(Metric):

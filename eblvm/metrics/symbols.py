@@ -83,12 +83,17 @@ def _information(share: Tensor, entropy: Tensor) -> Tensor:
 
 
 def homogeneity(counts: Tensor) -> Tensor:
-    """1 − H(label | symbol) / H(label) of a table of counts `(K, C)`; 1 where all labels agree."""
-    total = counts.sum().clamp_min(1)
+    """1 − H(label | symbol) / H(label) of a table of counts `(K, C)`; 1 where all labels agree.
+
+    NaN where there are none.
+    """
+    total = counts.sum()
     # integers are added first: labels that all agree have a share of exactly 1
     joint, symbol, label = (c.double() / total for c in (counts, counts.sum(1), counts.sum(0)))
     label_entropy = -torch.special.xlogy(label, label).sum()
     conditional = -torch.special.xlogy(joint, joint / symbol[:, None].clamp_min(1e-300)).sum()
+    if total == 0:
+        return label_entropy * torch.nan
     if label_entropy <= 0:
         return torch.ones_like(label_entropy)
     return 1 - conditional / label_entropy
@@ -100,7 +105,7 @@ class Homogeneity(Metric):
     By default over all data at once. Per batch it is computed in each batch and averaged, as in the
     released code of SVEBM and LDEBM: with few data for each symbol that is high for symbols which
     know nothing. `chance`, what uniformly random symbols score on the same labels, stands beside it
-    either way.
+    either way. Batches without a label do not count; without any label both are NaN.
 
     Arguments:
         num_symbols: K.
@@ -135,6 +140,8 @@ class Homogeneity(Metric):
         """Add the symbols and the labels of a batch, int64 `(B,)` each; labels below 0 are none."""
         known = label >= 0
         symbol, label = symbol[known], label[known]
+        if not len(label):
+            return
         shape = self.table.shape
         guess = torch.randint(shape[0], (len(label),), generator=self.generator)
         found = _tabulate(symbol, label, shape)
@@ -147,7 +154,7 @@ class Homogeneity(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`homogeneity` and `chance`, float64 scalars."""
         if self.per_batch:
-            mean, chance = self.totals / self.batches.clamp_min(1)
+            mean, chance = self.totals / self.batches
         else:
             mean, chance = homogeneity(self.table), homogeneity(self.random)
         return {"homogeneity": mean, "chance": chance}
@@ -180,7 +187,7 @@ class SymbolAccuracy(Metric):
 
     Where symbols are trained with labels (semi-supervised models), symbol and label of one number
     mean the same. Symbols found without labels have no names: `match` gives each symbol a label of
-    its own so that most agree.
+    its own so that most agree. Without any label it is NaN.
 
     Arguments:
         num_symbols: K.
