@@ -3,7 +3,8 @@ r"""Geometric clustering: pseudo-labels from where the posterior puts the data.
 Before each epoch all training data are encoded; their posterior means are whitened, put on the
 unit sphere and clustered. A datum's cluster is its pseudo-label for the epoch, in place of the
 data's own label, and :class:`eblvm.regularizers.CrossEntropy` makes the symbols agree with it. The
-epoch's order holds equally many data of each cluster.
+epoch's order holds equally many data of each cluster; sentences are gathered by length within it,
+as in any other epoch.
 
 References:
     Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022), released

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eblvm.clustering import balanced_order
 from eblvm.data import (
     BagOfWordsDataModule,
     Corpus,
@@ -18,6 +19,7 @@ from eblvm.data import (
     TextDataModule,
     TextFiles,
     Vocabulary,
+    seeded_generator,
 )
 
 
@@ -256,6 +258,49 @@ def test_ranks_share_a_batch_of_one_length():
     for one, other, both in zip(*shares, whole, strict=True):
         rows = sorted(row[row != 0].tolist() for part in (one, other) for row in part)
         assert rows == sorted(row[row != 0].tolist() for row in both)
+
+
+def padding(loader):
+    """The share of padding in an epoch's batches."""
+    batches = [tokens for tokens, _ in loader]
+    return float(sum((t == 0).sum() for t in batches) / sum(t.numel() for t in batches))
+
+
+def test_a_balanced_order_is_bucketed_too():
+    """Geometric clustering says who is in an epoch, and sentences of one length still meet."""
+    label = torch.tensor([0] * 150 + [1] * 50 + [2] * 24)  # 14 full batches
+    order = balanced_order(label, seeded_generator(0)).tolist()
+    loader = grammar(num_train=224).train_dataloader()
+    usual = padding(loader)
+    loader.sampler.order = order
+    loader.sampler.set_epoch(0)
+    first = list(loader.sampler)
+    loader.sampler.set_epoch(1)
+    second = list(loader.sampler)
+    assert sorted(first) == sorted(second) == sorted(order)
+    assert first != second  # shuffled anew, though the order stays
+    assert padding(loader) < usual + 0.05
+    plain = grammar(num_train=224, bucket=False).train_dataloader()
+    plain.sampler.order = order
+    assert list(plain.sampler) == order
+    assert padding(plain) > 2 * padding(loader)
+    # what there is to know of a batch is known by its place, and (seed, epoch) say all
+    again = grammar(num_train=224).train_dataloader()
+    again.sampler.order = order
+    again.sampler.set_epoch(1)
+    tokens = again.dataset.columns[0]
+    for index, (batch, _) in enumerate(again):
+        assert again.rows(index) == second[16 * index : 16 * index + 16]
+        assert torch.equal(tokens[again.rows(index)][:, : batch.shape[1]], batch)
+    # ranks share what one device would have
+    shares = []
+    for rank in (0, 1):
+        module = grammar(batch_size=8, num_train=224)
+        module.trainer = type("Trainer", (), {"world_size": 2, "global_rank": rank})()
+        share = module.loader("train").sampler
+        share.order = order
+        shares.append(list(share))
+    assert [i for pair in zip(*shares, strict=True) for i in pair] == first
 
 
 def test_labels_by_name():

@@ -55,7 +55,8 @@ class ResumableSampler(DistributedSampler[int]):
     Attributes:
         epoch: Set by `set_epoch`, which Lightning calls.
         position: How many items of the share the next iteration skips; it is then 0 again.
-        order: Indices, as many as items, to visit in place of the permutation; None by default.
+        order: Indices, as many as items, in place of the permutation by (seed, epoch); None by
+            default. A `BucketSampler` cuts it into batches of one length as it does that one.
         share: This rank's indices in the latest iteration.
     """
 
@@ -78,14 +79,15 @@ class ResumableSampler(DistributedSampler[int]):
 
     def permutation(self) -> list[int]:
         """All indices in the order of this epoch, of which every rank takes its share."""
+        if self.order is not None:
+            return self.order
         num = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
             return list(range(num))
         return torch.randperm(num, generator=seeded_generator(self.seed, self.epoch)).tolist()
 
     def __iter__(self) -> Iterator[int]:
-        order = self.permutation() if self.order is None else self.order
-        self.share = order[self.rank : self.total_size : self.num_replicas]
+        self.share = self.permutation()[self.rank : self.total_size : self.num_replicas]
         start, self.position = self.position, 0
         return iter(self.share[start:])
 
@@ -93,9 +95,10 @@ class ResumableSampler(DistributedSampler[int]):
 class BucketSampler(ResumableSampler):
     """Items of about one length beside each other, so that batches need little padding.
 
-    A permutation by (seed, epoch) is cut into pools; each pool is sorted by length and cut into
-    batches, and the batches are permuted again. With several ranks such a batch is the one that all
-    ranks share, so they wait little for each other.
+    A permutation by (seed, epoch), or the `order` that is set, is cut into pools; each pool is
+    sorted by length and cut into batches, and the batches are permuted again, by (seed, epoch).
+    With several ranks such a batch is the one that all ranks share, so they wait little for each
+    other.
 
     Arguments:
         dataset: Anything with a length.
