@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from eblvm.decoding import Decoding, decode
 from eblvm.energies import SymbolVectorTimeEnergy
@@ -20,7 +21,9 @@ from eblvm.models.networks import (
     ResidualTimeNet,
     SentenceDecoder,
     SentenceEncoder,
+    recurrent,
 )
+from eblvm.models.networks.recurrent import run_packed
 from eblvm.objectives import linear_cross_entropy
 from eblvm.posteriors import AmortizedPosterior, DialoguePosterior
 from eblvm.priors import DiffusionEnergyPrior, GaussianPrior
@@ -405,3 +408,75 @@ def test_the_prior_of_a_response_sees_the_turns_before_without_a_gradient():
     assert not torch.allclose(*logits)
     with pytest.raises(ValueError, match="a response needs the turns before it"):
         latent.sample(2)
+
+
+def lined_up(num=6, width=5, longest=9):
+    """Inputs of unlike length, packed, and what they were."""
+    x = torch.randn(num, longest, width, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([3, longest, 1, longest, 5, 2])[:num]
+    return x, pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_packed_layer_is_that_of_torch(bidirectional, given):
+    rnn = drawn(nn.GRU(5, 7, batch_first=True, bidirectional=bidirectional).double(), 0.5)
+    x, packed = lined_up()
+    state = torch.randn(1 + bidirectional, 6, 7, dtype=torch.float64, requires_grad=True)
+    first = state if given else None
+    learned = [x, *rnn.parameters(), *([state] if given else [])]
+    found = []
+    for outputs, last in (rnn(packed, first), run_packed(rnn, packed, first)):
+        padded, _ = pad_packed_sequence(outputs, batch_first=True)
+        weight = torch.linspace(-1, 1, padded.numel(), dtype=padded.dtype).view_as(padded)
+        loss = (weight * padded).sum() + (last * last).sum()
+        found.append((padded, last, *torch.autograd.grad(loss, learned, retain_graph=True)))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_packed_layer_works_on_words_only(monkeypatch):
+    """The reason that it is there: no row of padding, and one product for a weight's gradient."""
+    rnn, (_, packed) = nn.GRU(5, 7, batch_first=True).double(), lined_up()
+    seen = []
+    plain = recurrent._GRU.apply
+    watched = lambda x, *rest: (seen.append(len(x)), plain(x, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(recurrent._GRU, "apply", watched)
+    run_packed(rnn, packed)
+    assert seen == [3 + 9 + 1 + 9 + 5 + 2]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run_packed(nn.GRU(5, 7, batch_first=True), packed._replace(data=packed.data.float()))
+    run_packed(nn.LSTM(5, 7, batch_first=True).double(), packed)
+    run_packed(nn.GRU(5, 7, bias=False, batch_first=True).double(), packed)
+    assert len(seen) == 1  # of PyTorch, all of them
+    # a decoder hands it the words that have a successor, and the last one of shorter sentences
+    x = torch.tensor([[BOS, 5, 6, 7, EOS], [BOS, 5, EOS, PAD, PAD]])
+    decoder = SentenceDecoder(9, 2, 4, 4).double()
+    CategoricalLikelihood(decoder, 5).log_prob(x, torch.randn(2, 2, dtype=torch.float64))
+    assert seen[1:] == [4 + 3]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_scores_of_padded_sentences_are_those_of_a_padded_layer(cell):
+    torch.manual_seed(0)
+    kind = SentenceDecoder(11, 3, 6, 6, cell=cell, tied=False).double()
+    decoder = drawn(kind, 0.5)
+    x = torch.randint(4, 11, (5, 8))
+    x[:, 0] = BOS
+    for row, length in zip(x, (8, 3, 8, 2, 6), strict=True):
+        row[length - 1], row[length:] = EOS, PAD
+    x[4, 2] = PAD  # a model may say so; what follows counts
+    z = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    words = decoder.embedding(x[:, :-1])
+    inputs = torch.cat([words, z[:, None].expand(-1, 7, -1)], 2)
+    first = tuple(part[None] for part in decoder.first_state(z))
+    hidden, _ = decoder.rnn(inputs, first[0] if cell == "gru" else first)
+    log_p = decoder.output(hidden).log_softmax(2).gather(2, x[:, 1:, None])[..., 0]
+    theirs = (log_p * (x[:, 1:] != PAD)).sum(1)
+    ours = CategoricalLikelihood(decoder, 8).log_prob(x, z)
+    torch.testing.assert_close(ours, theirs)
+    learned = [z, *decoder.parameters()]
+    one, two = (torch.autograd.grad(value.sum(), learned) for value in (ours, theirs))
+    torch.testing.assert_close(one, two)
+    with torch.no_grad():
+        torch.testing.assert_close(CategoricalLikelihood(decoder, 8).log_prob(x, z), ours)

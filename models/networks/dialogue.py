@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .recurrent import run_packed
 from .text import SentenceDecoder, final_states
 
 __all__ = ["ContextEncoder", "DialogueDecoder", "DialogueEncoder"]
@@ -58,7 +59,7 @@ class ContextEncoder(nn.Module):
             enforce_sorted=False,
         )
         states, _ = nn.utils.rnn.pad_packed_sequence(
-            self.words(packed)[0], batch_first=True, total_length=x.shape[1]
+            run_packed(self.words, packed)[0], batch_first=True, total_length=x.shape[1]
         )
         scores = self.attention(states).squeeze(-1).masked_fill(~full, -torch.inf)
         return (scores.softmax(1)[..., None] * states).sum(1)
@@ -150,6 +151,7 @@ class DialogueDecoder(SentenceDecoder):
             dropout=dropout,
             word_dropout=word_dropout,
             tied=False,
+            pad=pad,
         )
         self.context = ContextEncoder(vocab_size, hidden_dim, embedding_dim, turn_dim, pad)
         self.shift = nn.Linear(hidden_dim, embedding_dim + latent_dim)
@@ -159,7 +161,7 @@ class DialogueDecoder(SentenceDecoder):
         if context is None:
             raise ValueError("a response needs `context`, the turns before it, (B, T, L).")
         shift = self.shift(self.context(context))[:, None]
-        return self.dropout(self.run(self.inputs(z, tokens) + shift, self.first_state(z))[0])
+        return self.dropout(self.states(self.inputs(z, tokens) + shift, z, tokens))
 
     def forward(self, z: Tensor, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         return F.linear(self.hidden(z, tokens, context), *self.projection())

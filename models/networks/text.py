@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from .recurrent import quick, run_packed
 
 __all__ = ["Cell", "SentenceDecoder", "SentenceEncoder"]
 
@@ -39,7 +41,7 @@ def final_states(rnn: nn.RNNBase, embedded: Tensor, lengths: Tensor) -> Tensor:
     packed = pack_padded_sequence(
         embedded, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False
     )
-    _, state = rnn(packed)
+    _, state = run_packed(rnn, packed)
     hidden = state[0] if isinstance(state, tuple) else state  # (directions, B, H)
     return hidden.transpose(0, 1).flatten(1)
 
@@ -105,6 +107,8 @@ class SentenceDecoder(nn.Module):
         word_dropout: Probability with which an input word becomes `<unk>` in training.
         tied: Whether embedding and projection share weights.
         unk: Index of the unknown word; lower ones and `eos`, `bos` are never dropped.
+        num_special: Tokens below this are never dropped.
+        pad: Index of the padding token.
 
     Raises:
         ValueError: If widths do not agree or a probability is out of range.
@@ -122,6 +126,7 @@ class SentenceDecoder(nn.Module):
         tied: bool = True,
         unk: int = 1,
         num_special: int = 4,
+        pad: int = 0,
     ) -> None:
         super().__init__()
         if tied and embedding_dim != hidden_dim:
@@ -133,7 +138,7 @@ class SentenceDecoder(nn.Module):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; expected 0 or more and less than 1.")
         self.word_dropout = word_dropout
-        self.unk, self.num_special = unk, num_special
+        self.unk, self.num_special, self.pad = unk, num_special, pad
         self.cell = cell
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.dropout = nn.Dropout(dropout)
@@ -171,12 +176,26 @@ class SentenceDecoder(nn.Module):
         last = last if isinstance(last, tuple) else (last,)
         return hidden, tuple(part[0] for part in last)
 
+    def states(self, inputs: Tensor, z: Tensor, tokens: Tensor) -> Tensor:
+        """States at all steps, `(B, L, H)`; 0, perhaps, where nothing but padding follows."""
+        first = self.first_state(z)
+        if not quick(self.rnn, inputs):
+            return self.run(inputs, first)[0]
+        places = torch.arange(1, tokens.shape[1] + 1)
+        lengths = ((tokens != self.pad) * places).amax(1).clamp_min(1)
+        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+        found, _ = run_packed(self.rnn, packed, first[0][None])
+        return pad_packed_sequence(found, batch_first=True, total_length=tokens.shape[1])[0]
+
     def hidden(self, z: Tensor, tokens: Tensor) -> Tensor:
         """What the projection maps to the logits of each next word, `(B, L, H)`."""
-        return self.dropout(self.run(self.inputs(z, tokens), self.first_state(z))[0])
+        return self.dropout(self.states(self.inputs(z, tokens), z, tokens))
 
     def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
-        """Logits `(B, L, V)` of each next word, for latents `(B, D)` and tokens `(B, L)`."""
+        """Logits `(B, L, V)` of each next word, for latents `(B, D)` and tokens `(B, L)`.
+
+        They mean nothing where only padding follows.
+        """
         return F.linear(self.hidden(z, tokens), *self.projection())
 
     def start(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
