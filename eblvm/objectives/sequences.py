@@ -70,9 +70,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients = _Gradients(ctx.needs_input_grad if learning else (False,) * 3)
             for rows, goal in zip(hidden.split(chunk), target.split(chunk), strict=True):
                 logits = _logits(rows, weight, bias)
-                sums.append(logits.logsumexp(1))
-                if learning:
-                    gradients.add(logits.sub_(sums[-1][:, None]), goal, rows, weight, bias)
+                if not learning:
+                    sums.append(logits.logsumexp(1))
+                    continue
+                largest = logits.amax(1)
+                share = logits.sub_(largest[:, None]).exp_()  # in place: one exponential each
+                mass = share.sum(1)
+                sums.append(largest + mass.log())
+                gradients.add(share.div_(mass[:, None]), goal, rows, weight, bias)
             total = torch.cat(sums) if sums else hidden.new_zeros(0)
             picked = (hidden * weight[target]).to(total.dtype).sum(1)
             if bias is not None:
@@ -99,8 +104,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             parts = (part.split(ctx.chunk) for part in (hidden, target, total, grad))
             for rows, goal, log_sum, scale in zip(*parts, strict=True):
-                log_share = _logits(rows, weight, bias).sub_(log_sum[:, None])
-                again.add(log_share, goal, rows, weight, bias, scale)
+                share = _logits(rows, weight, bias).sub_(log_sum[:, None]).exp_()
+                again.add(share, goal, rows, weight, bias, scale)
         _, for_weight, for_bias = again.all()
         return for_hidden, for_weight, for_bias, None, None, None
 
@@ -116,15 +121,14 @@ class _Gradients:
 
     def add(
         self,
-        log_share: Tensor,
+        share: Tensor,
         goal: Tensor,
         rows: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor | None = None,
     ) -> None:
-        """Add a chunk's; its log-softmax `(C, V)` is used up."""
-        share = log_share.exp_()
+        """Add a chunk's; its softmax `(C, V)` is used up."""
         share[torch.arange(len(share), device=share.device), goal] -= 1
         if scale is not None:
             share *= scale[:, None]
