@@ -1,7 +1,7 @@
 """Posteriors p(z|x), approximate: by an encoder, or by a chain on the exact one."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,17 @@ class Inference:
         mean: The mean of the Gaussian q(z|x), with shape `(B, D)`; None for chains.
         log_variance: Its log-variance, with shape `(B, D)`; None for chains.
         context: What the prior is conditioned on, with shape `(B, C)`, for priors that take one.
+
+    Attributes:
+        symbols: What regularizers have read off `z`, by whether it was noised: those of one step
+            share a draw.
     """
 
     z: Tensor
     mean: Tensor | None = None
     log_variance: Tensor | None = None
     context: Tensor | None = None
+    symbols: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """Another draw of the Gaussian q(z|x), reparameterized; of a chain the same latents."""

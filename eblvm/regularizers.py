@@ -58,14 +58,20 @@ def symbol_logits(
     noise: bool,
     num_draws: int,
 ) -> Tensor:
-    """Logits of the inferred latents, or of further draws of them: `(B, K)`, `(num_draws B, K)`."""
-    z, context = inference.z, inference.context
+    """Logits of the inferred latents, or of further draws of them: `(B, K)`, `(num_draws B, K)`.
+
+    Those of the inferred latents are computed once: all terms of a step see the same z_0.
+    """
+    context = inference.context
     if num_draws:
         z = torch.cat([inference.draw(generator) for _ in range(num_draws)])
-    given: Any = {}
-    if context is not None:
-        given["context"] = context.repeat(max(1, num_draws), 1)
-    return latent.prior.symbol_logits(z, generator, noise, **given)
+        given: Any = {} if context is None else {"context": context.repeat(num_draws, 1)}
+        return latent.prior.symbol_logits(z, generator, noise, **given)
+    if noise not in inference.symbols:
+        given = {} if context is None else {"context": context}
+        logits = latent.prior.symbol_logits(inference.z, generator, noise, **given)
+        inference.symbols[noise] = logits
+    return inference.symbols[noise]
 
 
 class InformationBottleneck(Regularizer):

@@ -41,6 +41,28 @@ def learner(prior, **settings):
     return LatentEBM(latent, rates, **settings)
 
 
+def test_terms_of_one_step_read_symbols_off_one_draw():
+    """Information and cross-entropy of the same z_0; a mean or fresh draws are others."""
+    latent = learner(diffusion_prior()).latent
+    x, label = torch.randn(6, 2), torch.randint(3, (6,))
+    inference = latent.infer(x)
+    generator = torch.Generator().manual_seed(1)
+    terms = [InformationBottleneck(1.0), CrossEntropy(1.0)]
+    found = [term(latent, (x, label), inference, generator) for term in terms]
+    # the energy's normalization moves with each evaluation in training, and draws with each noise
+    logits = inference.symbols[True]
+    torch.testing.assert_close(found[0], -mutual_information(logits))
+    torch.testing.assert_close(found[1], nn.functional.cross_entropy(logits, label))
+    once = torch.Generator().manual_seed(1)
+    latent.prior.schedule.diffuse(inference.z, 0, once)
+    assert torch.equal(generator.get_state(), once.get_state())
+    at_mean = CrossEntropy(1.0, mean=True)(latent, (x, label), inference, generator)
+    fresh = InformationBottleneck(1.0, num_draws=1)(latent, (x, label), inference, generator)
+    assert at_mean != found[1] and fresh != found[0]
+    assert inference.symbols[True] is logits and len(inference.symbols) == 1
+    assert not inference.at_mean().symbols
+
+
 # Symbol-vector energies
 
 

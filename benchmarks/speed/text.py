@@ -131,23 +131,19 @@ def plain_loss(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Ten
         net: Any = latent.prior.tilt.net
         schedule = latent.prior.schedule
         level = torch.zeros(len(z), dtype=torch.long)
-
-        def logits() -> Tensor:
-            z_0 = schedule.a_bar[0] * z + schedule.sigma_bar[0] * draw(z, generator)
-            return net(schedule.a[1] * z_0, level)
+        z_0 = schedule.a_bar[0] * z + schedule.sigma_bar[0] * draw(z, generator)
+        symbols = net(schedule.a[1] * z_0, level)
     else:
         prior = symbol_terms(latent.prior, z, mean, log_variance, generator)
-
-        def logits() -> Tensor:
-            return latent.prior.tilt.net(z)
+        symbols = latent.prior.tilt.net(z)
 
     loss = nll / len(x) + model.kl_weight(0) * prior
-    p = logits().softmax(1)
+    p = symbols.softmax(1)
     share = p.mean(0)
     information = -(share * share.log()).sum() + (p * p.log()).sum(1).mean()
     loss = loss - model.regularizers[0].weight * information
     for regularizer in model.regularizers[1:]:
-        loss = loss + regularizer.weight * F.cross_entropy(logits(), label)
+        loss = loss + regularizer.weight * F.cross_entropy(symbols, label)
     return loss
 
 
