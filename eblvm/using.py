@@ -42,9 +42,10 @@ CHUNK = 1000
 """Samples that are drawn at once."""
 
 
-def portions(num: int) -> list[int]:
-    """How many samples are drawn at a time, `num` in all."""
-    return [min(CHUNK, num - start) for start in range(0, num, CHUNK)]
+def portions(num: int, width: int = 1) -> list[int]:
+    """How many samples are drawn at a time, `num` in all, where each follows `width` prefixes."""
+    most = max(1, CHUNK // width)
+    return [min(most, num - start) for start in range(0, num, most)]
 
 
 def opened(
@@ -204,22 +205,23 @@ def draw(
         if not hasattr(model, "sample"):
             raise UserError(f"{ckpt} is of a {type(model).__name__}, which draws no samples.")
         generator = torch.Generator(model.device).manual_seed(seed)
-        options: dict[str, Any] = {"how": Decoding(**how)} if how else {}
+        decoding = Decoding(**how) if how else None
         if symbol is not None:
             check_symbol(model, symbol)
-            options["label"] = torch.full((num,), symbol, device=model.device)
-        begin = time.perf_counter()
-        if not options:
-            # sentences of one call are as long
-            sizes = portions(num) if vocabulary is None else [num]
-            samples = torch.cat([model.sample(n, generator, noise).cpu() for n in sizes])
-        elif hasattr(model, "latent"):
-            samples = model.latent.sample(num, generator, noise, **options)
-        else:
+        if (decoding is not None or symbol is not None) and not hasattr(model, "latent"):
             raise UserError(
                 f"{ckpt} is of a {type(model).__name__}; --symbol, --temperature, --top-k, --top-p "
                 "and --beam are for latent-variable models of text."
             )
+        begin = time.perf_counter()
+        parts = []
+        for n in portions(num, 1 if decoding is None else decoding.beam):
+            if decoding is None and symbol is None:
+                parts.append(model.sample(n, generator, noise).cpu())
+                continue
+            label = None if symbol is None else torch.full((n,), symbol, device=model.device)
+            parts.append(model.latent.sample(n, generator, noise, label, decoding).cpu())
+        samples = torch.cat(parts)
     seconds = time.perf_counter() - begin
     words = vocabulary is not None and not samples.is_floating_point()
     path = Path(out or ("samples.txt" if words else "samples.png"))

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 
+from eblvm import using
 from eblvm.data import BagOfWordsDataModule, GrammarCorpus, TextDataModule, Vocabulary
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import CategoricalLikelihood, MultinomialLikelihood
@@ -80,6 +81,31 @@ def test_what_sampling_cannot_do_is_said(run, eblvm, tiny):
     images = "runs/tiny/version_0/checkpoints/last.ckpt"
     wrong = eblvm("sample", "--ckpt", images, "--temperature", 1)
     assert wrong.status == 2 and "GaussianLikelihood has no words to choose" in wrong.err
+
+
+def test_many_sentences_are_drawn_some_at_a_time(run, eblvm, monkeypatch):
+    ckpt = run / "checkpoints/last.ckpt"
+    sizes = []
+    plain = LatentVariableModel.sample
+
+    def watched(self, num, *args, **kwargs):
+        sizes.append(num)
+        return plain(self, num, *args, **kwargs)
+
+    monkeypatch.setattr(LatentVariableModel, "sample", watched)
+    monkeypatch.setattr(using, "CHUNK", 4)
+    for flags, expected in (
+        ([], [4, 4, 2]),
+        (["--temperature", 1], [4, 4, 2]),
+        (["--beam", 2], [2, 2, 2, 2, 2]),
+    ):
+        assert eblvm("sample", "--ckpt", ckpt, "--num", 10, "--out", "z.pt", *flags).status == 0
+        assert sizes == expected and torch.load("z.pt").shape == (10, 16)
+        sizes.clear()
+    # of one seed the first portion is the same, however many follow
+    first = torch.load("z.pt")[:2]
+    assert eblvm("sample", "--ckpt", ckpt, "--num", 2, "--out", "z.pt", "--beam", 2).status == 0
+    assert torch.equal(torch.load("z.pt"), first)
 
 
 def test_a_test_prints_figures_and_writes_texts(run, eblvm):
