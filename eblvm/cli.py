@@ -211,7 +211,8 @@ def use(command: str, arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(f"eblvm {command}", description=about[command])
     parser.add_argument("--ckpt", "--ckpt_path", required=True, help="checkpoint file of a run")
     parser.add_argument("--num", type=int, default=8, help="number of data, or of paths (8)")
-    parser.add_argument("--out", default=f"{command}.png", help=".png, or .pt for a tensor")
+    kinds = f".png ({command}.png), .txt for sentences, or .pt for a tensor"
+    parser.add_argument("--out", help=kinds)
     parser.add_argument("--steps", type=int, help="steps of refinement (as in training); 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (cuda where there is)")

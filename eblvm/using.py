@@ -1,7 +1,8 @@
 """Behind `eblvm sample|reconstruct|interpolate|inpaint`: what a trained model is good for.
 
 Data are the first of the run's own test split; its `config.yaml` says which. Pictures have a row
-for each kind of image, or for each path; `.pt` keeps the tensor.
+for each kind of image, or for each path; sentences are lines, with an empty one after each pair or
+path; `.pt` keeps the tensor.
 """
 
 import csv
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional as F
 
 from eblvm.checkpoint import load, read_checkpoint, vocabulary_of
 from eblvm.cli import UserError
 from eblvm.data.images import read_folder
 from eblvm.data.loader import seeded_generator
+from eblvm.data.text import TextDataModule
+from eblvm.data.vocabulary import Vocabulary
 from eblvm.decoding import Decoding
 from eblvm.latent import LatentVariableModel
 from eblvm.latent import interpolate as paths
@@ -98,8 +103,21 @@ def first_rows(data: Any, num: int, device: Any) -> tuple[Tensor, Tensor]:
         found.append(batch)
         if sum(len(x) for x, _ in found) >= num:
             break
-    x, label = (torch.cat(part)[:num].to(device) for part in zip(*found, strict=True))
+    x, label = (together(part)[:num].to(device) for part in zip(*found, strict=True))
     return x, label
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Batches as one; those of tokens, which are as wide as their longest sentence, are padded."""
+    if parts[0].is_floating_point():
+        return torch.cat(list(parts))
+    widest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [most - size for most, size in zip(widest, part.shape[1:], strict=True)]
+        margins = [side for size in reversed(missing) for side in (0, size)]
+        padded.append(F.pad(part, margins, value=Vocabulary.PAD))
+    return torch.cat(padded)
 
 
 def test_data(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
@@ -113,8 +131,13 @@ def test_data(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
     return x, None if condition is None else condition(x, label)
 
 
-def save(rows: Tensor, out: str) -> None:
-    """Write `(R, N, *event)` as R rows of N images, or as a tensor.
+def words_of(ckpt: str, x: Tensor) -> Vocabulary | None:
+    """The vocabulary of a checkpoint whose data or samples `x` are tokens; None if they are not."""
+    return None if x.is_floating_point() else vocabulary_of(read_checkpoint(ckpt))
+
+
+def save(rows: Tensor, out: str, vocabulary: Vocabulary | None = None) -> None:
+    """Write `(R, N, *event)` as R rows of N images, as R blocks of N sentences, or as a tensor.
 
     Raises:
         UserError: If the suffix does not go with what there is, or nothing can be written.
@@ -123,6 +146,10 @@ def save(rows: Tensor, out: str) -> None:
     try:
         if path.suffix == ".png" and rows.dim() == 5 and rows.shape[2] in (1, 3):
             save_image(image_grid(rows.cpu().flatten(0, 1), rows.shape[1]), path)
+        elif path.suffix == ".txt" and vocabulary is not None:
+            blocks = [[" ".join(words) for words in vocabulary.sentences(row)] for row in rows]
+            lines = [line for block in blocks for line in (*block, "")]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         elif path.suffix == ".pt":
             torch.save(rows.cpu(), path)
         else:
@@ -311,9 +338,13 @@ def check_symbol(model: Any, symbol: int) -> None:
 
 
 def reconstruct(
-    ckpt: str, num: int, out: str, steps: int | None, seed: int, device: str | None
+    ckpt: str, num: int, out: str | None, steps: int | None, seed: int, device: str | None
 ) -> str:
-    """Rows: test data, decoded encodings and, where there is a chain, these refined."""
+    """Rows: test data, decoded encodings and, where there is a chain, these refined.
+
+    Of text they are pairs of lines, a sentence and what is decoded of its latent, and of dialogues
+    the responses.
+    """
     with mendable():
         model, generator = opened(ckpt, seed, device, "reconstruct")
         x, condition = test_data(ckpt, num, model)
@@ -326,6 +357,16 @@ def reconstruct(
             rows.append(model.refine(rows[-1], generator, steps, condition))
         else:
             rows.append(model.reconstruct(x, generator, **settings))
+        vocabulary = words_of(ckpt, x)
+        if vocabulary is not None:
+            rows[0] = x[:, 0] if x.dim() == 3 else x
+            rows = list(together([row[None].cpu() for row in rows]))
+    if vocabulary is not None:
+        out = out or "reconstruct.txt"
+        save(torch.stack(rows, 1), out, vocabulary)
+        same = int((rows[0] == rows[1]).all(1).sum())
+        return f"{len(x)} sentences and what is decoded of them, {same} as they were: {out}"
+    out = out or "reconstruct.png"
     errors = [float((row - x).square().mean()) for row in rows[1:]]
     save(torch.stack(rows), out)
     words = ("decoded", "refined")
@@ -336,7 +377,7 @@ def reconstruct(
 def interpolate(
     ckpt: str,
     num: int,
-    out: str,
+    out: str | None,
     points: int,
     data: bool,
     linear: bool,
@@ -344,7 +385,7 @@ def interpolate(
     seed: int,
     device: str | None,
 ) -> str:
-    """A row for each path; where there is a chain, every point is refined.
+    """A row for each path, of sentences a block; where there is a chain, every point is refined.
 
     A path has one condition from end to end. Between draws of the prior it is the next of the
     model's examples; between data it is theirs, so that these are pairs of one class.
@@ -386,7 +427,9 @@ def interpolate(
             if condition is not None:
                 condition = condition.repeat_interleave(points, 0)
             images = model.refine(model.decode(path, condition), generator, steps, condition)
-    save(images.unflatten(0, (num, points)), out)
+        vocabulary = words_of(ckpt, images)
+    out = out or ("interpolate.png" if vocabulary is None else "interpolate.txt")
+    save(images.unflatten(0, (num, points)), out, vocabulary)
     return f"{num} paths of {points} points, a row each: {out}"
 
 
@@ -423,7 +466,13 @@ def pairs(ckpt: str, num: int, model: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def inpaint(
-    ckpt: str, num: int, out: str, hide: str, steps: int | None, seed: int, device: str | None
+    ckpt: str,
+    num: int,
+    out: str | None,
+    hide: str,
+    steps: int | None,
+    seed: int,
+    device: str | None,
 ) -> str:
     """Rows: test images, what is left of them, and four ways to fill in the rest."""
     with mendable():
@@ -435,6 +484,7 @@ def inpaint(
         visible = ~hidden(hide, x.shape[2], x.shape[3]).to(x.device)
         rows = [x, torch.where(visible, x, 0)]
         rows += [model.inpaint(x, visible, generator, steps, condition) for _ in range(4)]
+    out = out or "inpaint.png"
     save(torch.stack(rows), out)
     missing = (~visible).expand_as(x)
     error = torch.stack([(row - x)[missing].square().mean() for row in rows[2:]]).mean()
@@ -477,6 +527,11 @@ def score(ckpt: str, out: str, data: str | None, num: int, seed: int, device: st
             x = x.to(model.device)
         else:
             changes: dict[str, Any] = {}
+            if data is not None and isinstance(make_data(ckpt), TextDataModule):
+                raise UserError(
+                    "--data names images or densities, and this model is of text; its test split "
+                    "is scored without --data."
+                )
             if data is not None:  # what is said of the run's own data does not hold for others
                 changes = dict.fromkeys(("val_size", "limit", "classes", "center_crop", "variant"))
                 changes["dataset"] = data

@@ -229,13 +229,15 @@ class LatentEBM(Learner):
     def scores(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """How much each of `x` looks like the data, `(B,)` each; high means in-distribution.
 
-        `bound`, the terms of the loss, up to the prior's log Z; `reconstruction`, minus the squared
-        error of what the latents' mean decodes to.
+        `bound`, the terms of the loss, up to the prior's log Z; and of all data but tokens
+        `reconstruction`, minus the squared error of what the latents' mean decodes to.
         """
-        error = (x - self.reconstruct(x, generator)).square().flatten(1).sum(1)
+        reconstruction = {}
+        if x.is_floating_point():
+            error = (x - self.reconstruct(x, generator)).square().flatten(1).sum(1)
+            reconstruction["reconstruction"] = -error
         terms = self.latent.loss(x, generator)
-        bound = -terms["reconstruction"] - terms["prior"]
-        return {"bound": bound, "reconstruction": -error}
+        return {"bound": -terms["reconstruction"] - terms["prior"], **reconstruction}
 
     def chains(self, generator: torch.Generator | None = None) -> dict[str, ChainSetup]:
         """The chains of training: the prior's, and the posterior's for one datum of the model.

@@ -108,6 +108,50 @@ def test_many_sentences_are_drawn_some_at_a_time(run, eblvm, monkeypatch):
     assert torch.equal(torch.load("z.pt"), first)
 
 
+def test_sentences_are_reconstructed_walked_between_and_scored(run, eblvm):
+    """The first test sentences lie in two batches, one wider than the other."""
+    ckpt = run / "checkpoints/last.ckpt"
+    data = using.run_data(str(ckpt))
+    batches = [x for x, _ in data.batches("test")]
+    assert [len(x) for x in batches] == [16, 4] and batches[0].shape[1] != batches[1].shape[1]
+    meant = [" ".join(words) for x in batches for words in data.vocabulary.sentences(x)]
+    done = eblvm("reconstruct", "--ckpt", ckpt, "--num", 20)
+    assert done.status == 0 and "20 sentences and what is decoded of them" in done.out, done.err
+    lines = Path("reconstruct.txt").read_text().splitlines()
+    assert lines[::3] == meant and len(lines) == 60 and set(lines[2::3]) == {""}
+    assert sum(lines[1::3][i] == meant[i] for i in range(20)) == int(done.out.split()[8])
+    model = using.load(str(ckpt), None)
+    said = data.vocabulary.sentences(model.reconstruct(batches[1]))
+    assert lines[1::3][16:] == [" ".join(words) for words in said]
+    for more in ([], ["--data"]):
+        flags = ("--ckpt", ckpt, "--num", 9, "--points", 3, *more)
+        done = eblvm("interpolate", *flags)
+        assert done.status == 0 and "9 paths of 3 points" in done.out, done.err
+        paths = Path("interpolate.txt").read_text().splitlines()
+        assert len(paths) == 36 and set(paths[3::4]) == {""}
+        known = {*data.vocabulary.words, "<unk>"}
+        assert {word for line in paths for word in line.split()} <= known
+    assert paths[0] == lines[1]  # a path between data begins at what its latent says
+    done = eblvm("interpolate", *flags, "--out", "i.pt")
+    assert torch.load("i.pt").shape == (9, 3, 16)
+    wrong = eblvm("reconstruct", "--ckpt", ckpt, "--out", "words.png")
+    assert wrong.status == 2 and "tokens to .txt" in wrong.err
+    done = eblvm("score", "--ckpt", ckpt)
+    assert done.status == 0 and "20 rows of scores (bound" in done.out, done.err
+    header, *rows = Path("scores.csv").read_text().splitlines()
+    assert header.split(",")[-1] == "bound" and len(rows) == 20
+    wrong = eblvm("score", "--ckpt", ckpt, "--data", "MNIST")
+    assert wrong.status == 2 and "this model is of text" in wrong.err
+
+
+def test_batches_of_unlike_shape_are_joined_with_padding():
+    turns = [torch.full((2, 3, 4), 7), torch.full((1, 2, 5), 8)]
+    joined = using.together(turns)
+    assert joined.shape == (3, 3, 5) and int((joined == 7).sum()) == 24
+    assert torch.equal(joined[2, :2], torch.full((2, 5), 8)) and not joined[2, 2].any()
+    assert using.together([torch.arange(2), torch.arange(3)]).tolist() == [0, 1, 0, 1, 2]
+
+
 def test_a_test_prints_figures_and_writes_texts(run, eblvm):
     done = eblvm("test", "--ckpt", run / "checkpoints/last.ckpt")
     assert done.status == 0, done.err
