@@ -178,7 +178,8 @@ class Section:
         if last:
             said.append(
                 f"{'; '.join(last)}: the state at the end of training was tested, for the budget "
-                "ended before the first validation; of all others the best by validation."
+                "ended before the first validation; of all others what the recipe monitors: the "
+                "best by validation, or, with `monitor: step`, the last."
             )
         said += self.protocols()
         if part.missing:

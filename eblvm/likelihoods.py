@@ -121,7 +121,8 @@ class CategoricalLikelihood(Likelihood):
     r"""Sequences of tokens, :math:`p(x|z) = \prod_l p(x_l \mid x_{<l}, z)`.
 
     Sequences start with `bos`, whose probability is 1, end with `eos`, and are padded on the right
-    with `pad`, which is not scored.
+    with `pad`, which is not scored. Draws never have `pad` or `bos` inside; scores leave them their
+    probability, which training drives to 0.
 
     A decoder that offers `hidden(z, tokens) -> (B, L, H)` and `projection() -> (weight, bias)` is
     not asked for logits: padded positions are left out before the projection onto the vocabulary,

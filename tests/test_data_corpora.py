@@ -59,7 +59,7 @@ def test_numbers_as_labels_are_in_the_order_of_numbers(tmp_path):
 
 
 def test_rows_without_a_label_are_unlabeled_and_no_class(tmp_path):
-    fields = ["9", "", "-1", "10", " "]
+    fields = ["9", "", "-1", "10", " "]  # -1 is a class, as in reviews of -1, 0 and 1
     rows = [{"text": "a", "stars": field, "mood": "x"} for field in fields]
     csv = "text,stars,mood\n" + "".join(f"a,{field},x\n" for field in fields)
     numbers = {"9": 9, "": None, "-1": -1, "10": 10, " ": ""}
@@ -68,13 +68,13 @@ def test_rows_without_a_label_are_unlabeled_and_no_class(tmp_path):
         path = write(tmp_path, name, content)
         corpus = TextFiles(path, path, path, label_columns=["stars", "mood"])
         labels = [e.labels for e in corpus.read("test", tmp_path)]
-        assert labels == [(0, 0), (-1, 0), (-1, 0), (1, 0), (-1, 0)]
-        assert corpus.labels == {"stars": ["9", "10"], "mood": ["x"]}
+        assert labels == [(1, 0), (-1, 0), (0, 0), (2, 0), (-1, 0)]
+        assert corpus.labels == {"stars": ["-1", "9", "10"], "mood": ["x"]}
     path = write(tmp_path, "t.jsonl", '{"text": null, "mood": "x"}\n')
     with pytest.raises(ValueError, match=r"t.jsonl, line 1: 'text' is null; expected a sentence"):
         TextFiles(path).read("train", tmp_path)
-    path = write(tmp_path, "t.tsv", "text\tmood\na\t-1\nb\t\n")
-    with pytest.raises(ValueError, match=r"t.tsv has no row with a 'mood': all are empty or -1"):
+    path = write(tmp_path, "t.tsv", "text\tmood\na\t \nb\t\n")
+    with pytest.raises(ValueError, match=r"t.tsv has no row with a 'mood': all are empty"):
         TextFiles(path, label_columns=["mood"]).read("train", tmp_path)
 
 

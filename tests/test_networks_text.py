@@ -466,7 +466,7 @@ def test_a_packed_layer_is_that_of_torch(bidirectional, given):
 
 
 def test_a_packed_layer_works_on_words_only(monkeypatch):
-    """The reason that it is there: no row of padding, and one product for a weight's gradient."""
+    """The reason that it is there: no row of padding."""
     rnn, (_, packed) = nn.GRU(5, 7, batch_first=True).double(), lined_up()
     seen = []
     plain = recurrent._GRU.apply

@@ -184,8 +184,8 @@ class TextFiles(Corpus):
 
     A file may be packed, as in `.txt.gz`. Labels are named by what the file says of them; they are
     numbered in the order of their spelling, as numbers where all are. A row whose label is empty,
-    `-1`, or null in `.jsonl`, is unlabeled: its label is −1, which is no class. So a few labels
-    among many sentences make semi-supervised data.
+    or null in `.jsonl`, is unlabeled: its label is −1, which is no class. So a few labels among
+    many sentences make semi-supervised data.
 
     Arguments:
         train_file: Training text. It lies below the root of data sets, or where the name says.
@@ -284,7 +284,7 @@ class TextFiles(Corpus):
             values = {row[1][i] for row in rows if not unlabeled(row[1][i])}
             if not values:
                 raise ValueError(
-                    f"{self.files['train']} has no row with a {name!r}: all are empty or -1. "
+                    f"{self.files['train']} has no row with a {name!r}: all are empty. "
                     "Label some, or leave it out of label_columns."
                 )
             numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
@@ -303,7 +303,7 @@ class TextFiles(Corpus):
 
 def unlabeled(value: str) -> bool:
     """Whether what a file says of a label is that there is none."""
-    return value.strip() in ("", "-1")
+    return not value.strip()
 
 
 def records(path: Path, kind: str, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:

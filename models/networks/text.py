@@ -177,7 +177,7 @@ class SentenceDecoder(nn.Module):
         return hidden, tuple(part[0] for part in last)
 
     def states(self, inputs: Tensor, z: Tensor, tokens: Tensor) -> Tensor:
-        """States at all steps, `(B, L, H)`; 0, perhaps, where nothing but padding follows."""
+        """States at all steps, `(B, L, H)`; 0, perhaps, after the last word."""
         first = self.first_state(z)
         if not quick(self.rnn, inputs):
             return self.run(inputs, first)[0]
@@ -194,7 +194,7 @@ class SentenceDecoder(nn.Module):
     def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
         """Logits `(B, L, V)` of each next word, for latents `(B, D)` and tokens `(B, L)`.
 
-        They mean nothing where only padding follows.
+        They mean nothing after the last word of `tokens`, `</s>` being one.
         """
         return F.linear(self.hidden(z, tokens), *self.projection())
 
