@@ -11,7 +11,6 @@ References:
     code. There, the last incomplete batch goes without labels; here nothing does.
 """
 
-from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,15 +18,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .data.loader import ResumableLoader, ResumableSampler, TensorRows, seeded_generator
+from .data.loader import ResumableLoader, ResumableSampler, seeded_generator
 from .data.module import DataModule
-from .regularizers import CrossEntropy, FewLabels, Regularizer
+from .regularizers import FewLabels
 
 __all__ = [
     "GeometricClustering",
     "LabeledSubset",
     "balanced_order",
-    "check_labels",
     "kmeans",
     "matched",
     "whitened",
@@ -170,6 +168,8 @@ class GeometricClustering(Callback):
         every_n_epochs: Epochs between clusterings; in those between, labels stay.
     """
 
+    gives_labels = True
+
     def __init__(
         self,
         num_clusters: int,
@@ -295,32 +295,6 @@ class LabeledSubset(Callback):
             )
         kept.sort(key=lambda entry: entry[0])
         return torch.stack([row for _, _, row in kept]), torch.tensor([y for _, y, _ in kept])
-
-
-def check_labels(trainer: Trainer, regularizers: Sequence[Regularizer]) -> None:
-    """Refuse to train a `CrossEntropy` against labels that nothing gives.
-
-    Raises:
-        ValueError: If pseudo-labels come from no callback, or no training datum has a label.
-    """
-    terms = [term for term in regularizers if isinstance(term, CrossEntropy)]
-    data: Any = getattr(trainer, "datamodule", None)
-    clustered = any(isinstance(c, GeometricClustering) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    if not terms or clustered or getattr(data, "pseudo_label", None) is not None:
-        return
-    if any(term.pseudo for term in terms):
-        raise ValueError(
-            "CrossEntropy has `pseudo: true`, and nothing gives pseudo-labels. Add "
-            "eblvm.clustering.GeometricClustering to the trainer's callbacks, or set `pseudo: "
-            "false` to learn from the data's own labels."
-        )
-    rows = data.dataset("train") if isinstance(data, DataModule) else None
-    if isinstance(rows, TensorRows) and len(rows.columns) > 1 and bool((rows.columns[1] < 0).all()):
-        raise ValueError(
-            f"CrossEntropy learns from labels, and none of the {len(rows)} training data has one. "
-            "Choose data with labels, set `pseudo: true` beside the callback "
-            "eblvm.clustering.GeometricClustering, or drop the regularizer."
-        )
 
 
 def parts(trainer: Trainer) -> tuple[DataModule, ResumableLoader, ResumableSampler]:

@@ -5,6 +5,7 @@ and what was inferred of it, and reads symbols off latents through the prior.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .latent import LatentVariableModel
 from .objectives.information import mutual_information
 from .posteriors import Inference
 
-__all__ = ["CrossEntropy", "FewLabels", "InformationBottleneck", "Regularizer"]
+__all__ = ["CrossEntropy", "FewLabels", "InformationBottleneck", "Regularizer", "check_labels"]
 
 UNLABELED = -1
 """The label of rows that have none."""
@@ -234,3 +235,31 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
         )
     total = F.cross_entropy(logits, label, ignore_index=UNLABELED, reduction="sum")
     return total / (label != UNLABELED).sum().clamp_min(1)
+
+
+def check_labels(regularizers: Sequence[Regularizer], given: bool, labels: Tensor | None) -> None:
+    """Refuse to train a `CrossEntropy` against labels that nothing gives.
+
+    Arguments:
+        regularizers: Those of the training.
+        given: Whether something labels the training data anew, as clusters do.
+        labels: The training data's own, negative where there is none; None if not known.
+
+    Raises:
+        ValueError: If pseudo-labels come from nowhere, or no training datum has a label.
+    """
+    terms = [term for term in regularizers if isinstance(term, CrossEntropy)]
+    if not terms or given:
+        return
+    if any(term.pseudo for term in terms):
+        raise ValueError(
+            "CrossEntropy has `pseudo: true`, and nothing gives pseudo-labels. Add "
+            "eblvm.clustering.GeometricClustering to the trainer's callbacks, or set `pseudo: "
+            "false` to learn from the data's own labels."
+        )
+    if labels is not None and bool((labels < 0).all()):
+        raise ValueError(
+            f"CrossEntropy learns from labels, and none of the {len(labels)} training data has "
+            "one. Choose data with labels, set `pseudo: true` beside the callback "
+            "eblvm.clustering.GeometricClustering, or drop the regularizer."
+        )

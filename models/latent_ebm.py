@@ -7,11 +7,12 @@ import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from eblvm.clustering import check_labels
+from eblvm.data.loader import TensorRows
+from eblvm.data.module import DataModule
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import GaussianLikelihood
 from eblvm.metrics.grid import Bounds, push_forward
-from eblvm.regularizers import Regularizer
+from eblvm.regularizers import Regularizer, check_labels
 from eblvm.samplers import ChainSetup
 
 from .initialization import Initialization
@@ -99,7 +100,16 @@ class LatentEBM(Learner):
         self.configure_optimizers()  # a missing learning rate is found before any data is read
 
     def on_fit_start(self) -> None:
-        check_labels(self.trainer, self.regularizers)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        given = any(getattr(callback, "gives_labels", False) for callback in callbacks)
+        given |= getattr(data, "pseudo_label", None) is not None
+        labels = None
+        if self.regularizers and isinstance(data, DataModule):
+            rows = data.dataset("train")
+            if isinstance(rows, TensorRows) and len(rows.columns) > 1:
+                labels = rows.columns[1] if rows.rows is None else rows.columns[1][rows.rows]
+        check_labels(self.regularizers, given, labels)
 
     @property
     def learns_energy(self) -> bool:

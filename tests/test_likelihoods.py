@@ -88,7 +88,8 @@ def test_categorical_sample_frequencies_are_the_probabilities():
     likelihood = CategoricalLikelihood(Markov(), max_length=2)
     z = torch.zeros(40_000, 2)
     x = likelihood.sample(z, torch.Generator().manual_seed(0))
-    truth = likelihood.decoder(z[:1], torch.tensor([[BOS]]))[0, 0].softmax(-1)
+    logits = likelihood.decoder(z[:1], torch.tensor([[BOS]]))[0, 0]
+    truth = logits.index_fill(0, torch.tensor([PAD, BOS]), -torch.inf).softmax(-1)  # never drawn
     share = torch.bincount(x[:, 1], minlength=5) / len(x)
     assert (share - truth).abs().max() < 4 * (0.25 / len(x)) ** 0.5
 
@@ -96,7 +97,8 @@ def test_categorical_sample_frequencies_are_the_probabilities():
 def test_greedy_decoding_takes_the_likeliest_token():
     likelihood = CategoricalLikelihood(Markov(), max_length=2)
     z = torch.randn(10, 2)
-    best = likelihood.decoder(z, torch.full((10, 1), BOS))[:, 0].argmax(-1)
+    logits = likelihood.decoder(z, torch.full((10, 1), BOS))[:, 0]
+    best = logits.index_fill(1, torch.tensor([PAD, BOS]), -torch.inf).argmax(-1)
     assert torch.equal(likelihood.mean(z)[:, 1], best)
 
 
