@@ -116,7 +116,7 @@ def batch_sentences(trainer: Trainer, what: str, x: Tensor, index: int) -> list[
     return vocabulary.sentences(x[:, 0] if x.dim() == 3 else x)
 
 
-def known(figures: dict[str, Tensor]) -> dict[str, Tensor]:
+def of_seen_labels(figures: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without figures of labels that no row has, which are NaN."""
     of_labels = ("homogeneity_", "cluster_homogeneity_", "accuracy_")
     return {n: v for n, v in figures.items() if not (n.startswith(of_labels) and v.isnan())}
@@ -148,12 +148,16 @@ class Sentences(Evaluation):
         super().__init__(every_n_epochs)
         self.num = num
         self.num_shown = num_shown
+        self._real: tuple[Any, list[list[str]]] = (None, [])
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         data, vocabulary = text_of(trainer, "Sentences")
         tokens = gather(learner, draw(require(learner, Sampling, "Sentences"), trainer, self.num))
         written = vocabulary.sentences(tokens)
-        real = vocabulary.sentences(data.encode([e.words for e in data.examples("train")]))
+        if self._real[0] is not data:  # once a run: it is all of the text
+            words = [example.words for example in data.examples("train")]
+            self._real = data, vocabulary.sentences(data.encode(words))
+        real = self._real[1]
         metric = WordKL(real)
         metric.update(written)
         silent = not any(written)
@@ -354,7 +358,7 @@ class Symbols(Evaluation):
             else:
                 figures[name] = value
             self.protocol[name] = protocol_of(metric)
-        log(learner, stage, known(figures))
+        log(learner, stage, of_seen_labels(figures))
         lines = []
         for k in sorted(self._examples):
             lines += [f"symbol {k}", *(f"    {line}" for line in self._examples[k]), ""]
@@ -438,7 +442,7 @@ class Clusters(Evaluation):
             self.protocol[name] = protocol_of(metric) | {
                 "symbols": f"{self.num_clusters} clusters of posterior means, by k-means"
             }
-        log(learner, stage, known(figures))
+        log(learner, stage, of_seen_labels(figures))
         lines = []
         for k in sorted(examples):
             kept = examples[k][: self.num_examples]
