@@ -34,7 +34,7 @@ from eblvm.benchmarks.suite import Budget, Cell
 from eblvm.cli import TRAINER_COMMANDS, resolve_recipe
 from eblvm.cli import main as command_line
 
-__all__ = ["commit", "machine", "run_cell"]
+__all__ = ["commit", "machine", "run_apart", "run_cell"]
 
 NUM_SAMPLES = 64
 """How many samples the report shows."""
@@ -216,6 +216,26 @@ def commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def run_apart(path: str, environment: dict[str, str], threads: int, lock: Any) -> None:
+    """The cell that a file describes, in this process, whose standard streams go to `log.txt`.
+
+    Arguments:
+        path: The file; its folder gets the log.
+        environment: What the process shall find in `os.environ`.
+        threads: For torch.
+        lock: Keeps a file descriptor open as long as the process lives.
+    """
+    os.environ.clear()
+    os.environ.update(environment)  # before torch is imported, or CUDA begun
+    log = os.open(Path(path).parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    import torch
+
+    torch.set_num_threads(threads)
+    main(path)
 
 
 def main(path: str) -> None:

@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
 
-from eblvm.benchmarks.cell import commit, config_hash, for_one_device, machine
+from eblvm.benchmarks.cell import commit, config_hash, for_one_device, machine, run_apart
 from eblvm.benchmarks.suite import Budget, Cell, Suite
 from eblvm.cli import UserError
 
 __all__ = ["last_line", "read_results", "run_suite"]
 
-POLL = 1.0
+POLL = 0.5
 """Seconds between two looks at a cell."""
+
+IMPORTED = ["eblvm.training", "eblvm.models", "eblvm.evaluation", "eblvm.data", "eblvm.clustering"]
+IMPORTED += ["eblvm.outliers", "eblvm.density", "matplotlib.figure", "torchvision.utils"]
+"""What cells import, or most of it."""
 
 
 class Worker:
@@ -60,6 +67,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "environment.json"):
             (folder / name).unlink(missing_ok=True)
+        (folder / "log.txt").touch()
         spec = folder / "spec.json"
         content = {"cell": asdict(cell), "folder": str(folder), "wandb": group is not None}
         spec.write_text(json.dumps(content), encoding="utf-8")
@@ -68,19 +76,18 @@ class Worker:
             environment |= {"WANDB_RUN_GROUP": group, "WANDB_NAME": cell.id}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        command = [sys.executable, "-m", "eblvm.benchmarks.cell", str(spec)]
-        self.start = time.perf_counter()
         self.continued = any(folder.glob("run/**/last.ckpt"))
         self.earlier = self._spent() if self.continued else 0.0
-        with open(folder / "log.txt", "ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=() if lock is None else (lock,),
-            )
+        where = nursery()
+        if where.get_start_method() == "forkserver":
+            with variables(OMP_NUM_THREADS=str(threads)):  # its libraries read it when imported
+                forkserver.ensure_running()
+        self.process = where.Process(
+            target=run_apart,
+            args=(str(spec), environment, threads, None if lock is None else Shared(lock)),
+        )
+        self.process.start()
+        self.start = time.perf_counter()
         self._curve: Path | None = None
         self._budget: Budget | None = None
         self._first: tuple[float, float] | None = None
@@ -160,7 +167,7 @@ class Worker:
 
     def result(self) -> dict[str, Any]:
         """The record of the finished process."""
-        status = self.process.returncode
+        status = self.process.exitcode or 0
         path = self.folder / "result.json"
         if status == 0 and path.is_file():
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -188,6 +195,56 @@ class Worker:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
         return {"machine": machine(), "commit": commit()}
+
+
+@cache
+def nursery() -> ForkServerContext | SpawnContext:
+    """Where cells' processes come from.
+
+    Imports take ten seconds, a small cell not much more. One process does them and is forked for
+    each cell; beside CUDA, and on systems where forking is not safe, each cell does its own.
+    """
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Environment variables, as long as this lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Shared:
+    """A file descriptor that another process gets, too, with its arguments.
+
+    Arguments:
+        number: The descriptor; in the other process it has another one.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return received, (DupFd(self.number),)
+
+
+def received(descriptor: Any) -> Shared:
+    """A `Shared` in the process that gets it."""
+    return Shared(descriptor.detach())
 
 
 def run_budget(path: Path) -> Budget:
@@ -266,7 +323,7 @@ def run_alone(
             time.sleep(POLL)
             for worker in running:
                 worker.book()
-            for worker in [w for w in running if w.process.poll() is not None]:
+            for worker in [w for w in running if w.process.exitcode is not None]:
                 record = worker.result()
                 keep(results, record)
                 running.remove(worker)
@@ -371,7 +428,7 @@ def stopping(running: Sequence[Worker]) -> Iterator[None]:
         for worker in running:
             worker.process.terminate()
         for worker in running:
-            worker.process.wait()
+            worker.process.join()
         if main:
             signal.signal(signal.SIGTERM, before)
 

@@ -6,6 +6,7 @@ A callback asks a learner only for what it can do: `sample`, `reconstruct`, `log
 and the noise is the same at each validation, so that epochs can be compared.
 """
 
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +27,7 @@ from eblvm.metrics import (
     count_modes,
     grid_points,
 )
-from eblvm.metrics.grid import Bounds, histogram_kl, kl_of_masses
+from eblvm.metrics.grid import Bounds, cell_probabilities, kl_of_histogram, kl_of_masses
 from eblvm.pictures import density_figure, image_grid, save_image, scatter_figure
 
 __all__ = [
@@ -468,7 +469,7 @@ class GridDensity(Evaluation):
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         figures = {
             "kl": kl_of_masses(truth, log_prob),
-            "sample_kl": histogram_kl(samples, density.log_prob, density.bounds, self.bins),
+            "sample_kl": sample_kl(samples, density, self.bins),
         }
         log(learner, stage, figures)
         self.protocol = {
@@ -542,9 +543,20 @@ class SampleDensity(Evaluation):
         density = known_density(trainer, "SampleDensity")
         model: Any = require(learner, Sampling, "SampleDensity")
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
-        kl = histogram_kl(samples, density.log_prob, density.bounds, self.bins)
-        log(learner, stage, {"sample_kl": kl})
+        log(learner, stage, {"sample_kl": sample_kl(samples, density, self.bins)})
         self.protocol = histogram_protocol(len(samples), self.bins, density.bounds)
+
+
+def sample_kl(samples: Tensor, density: Any, bins: int) -> Tensor:
+    """`histogram_kl` of samples and a density in its own box, whose cells are reckoned once."""
+    cells = cells_of(density, bins, samples.dtype)
+    return kl_of_histogram(samples, cells, density.bounds)
+
+
+@lru_cache(maxsize=4)
+def cells_of(density: Any, bins: int, dtype: torch.dtype) -> Tensor:
+    """The density's probabilities of a histogram's cells; no look changes them."""
+    return cell_probabilities(density.log_prob, density.bounds, bins, dtype=dtype)
 
 
 def histogram_protocol(num: int, bins: int, bounds: Bounds) -> dict[str, Any]:

@@ -35,7 +35,7 @@ __all__ = [
     "TwoMoons",
 ]
 
-_CHUNK = 2**22
+_CHUNK = 2**20
 """Numbers that an intermediate array may hold."""
 
 _NODES = 40
@@ -441,7 +441,7 @@ class Pinwheel(Density2D):
 
     The sum is over all solutions of :math:`g_j(r) = (x_1 \cos\varphi_j - x_2 \sin\varphi_j)/c - r`
     within 9 standard deviations, with :math:`s = (x_1 \sin\varphi_j + x_2 \cos\varphi_j)/c`. Each
-    is bracketed between nodes and extrema of g and then bisected.
+    is bracketed between nodes and extrema of g, and found by bisection and Newton's method.
 
     DDAEBM uses the defaults, LDEBM `num_arms=10, scale=8`.
 
@@ -504,15 +504,16 @@ class Pinwheel(Density2D):
         rho, theta = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
         arms = 2 * math.pi * torch.arange(self.num_arms).to(x) / self.num_arms
         shift = theta[:, None] + arms  # (N, J)
-        nodes = self._nodes(rho)[:, None].expand(-1, self.num_arms, -1)  # (N, J, M)
-        g = self._g(rho[:, None, None], shift[..., None], nodes)
-        slope = self._slope(rho[:, None, None], shift[..., None], nodes)
+        nodes = self._nodes(rho)[:, None]  # (N, 1, M)
+        g, slope = self._at_nodes(rho[:, None, None], shift[..., None], nodes)  # (N, J, M)
+        nodes = nodes.expand(-1, self.num_arms, -1)
 
         # an extremum inside an interval may hide two roots: it becomes a bound of two intervals
         turns = (slope[..., :-1] * slope[..., 1:] < 0).nonzero(as_tuple=True)
         low, high = nodes[..., :-1][turns], nodes[..., 1:][turns]
         at = rho[turns[0]], shift[turns[0], turns[1]]
-        extremum = self._bisect(self._slope, *at, low, high)
+        left, right = self._bisect(self._slope, *at, low, high, 52)
+        extremum = (left + right) / 2
         middle = self._g(*at, extremum)
         first, second = g[..., :-1][turns] * middle < 0, middle * g[..., 1:][turns] < 0
 
@@ -525,7 +526,7 @@ class Pinwheel(Density2D):
         highs = torch.cat([nodes[..., 1:][plain], extremum[first], high[second]])
 
         at = rho[point], shift[point, arm]
-        r = self._bisect(self._g, *at, lows, highs)
+        r = self._roots(*at, lows, highs)
         s = at[0] * (at[1] + self.rate * r.exp()).sin()
         log_terms = (
             -((r - 1) ** 2) / (2 * self.radial_std**2)
@@ -545,6 +546,25 @@ class Pinwheel(Density2D):
         turn = self.rate * r.exp()
         return -1 - turn * rho * (shift + turn).sin()
 
+    def _at_nodes(self, rho: Tensor, shift: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """g and its slope, for nodes that all arms share: only sums and products for each arm."""
+        turn = self.rate * r.exp()
+        x, y = rho * turn.cos(), rho * turn.sin()
+        cos, sin = shift.cos(), shift.sin()
+        return cos * x - sin * y - r, -1 - turn * (sin * x + cos * y)
+
+    def _roots(self, rho: Tensor, shift: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Where g changes sign between `low` and `high`."""
+        low, high = self._bisect(self._g, rho, shift, low, high, 8)
+        r = (low + high) / 2
+        for _ in range(4):
+            before = r
+            r = r - self._g(rho, shift, r) / self._slope(rho, shift, r)
+            r = r.clamp(low, high)
+        slow = ((r - before).abs() > 1e-13).nonzero()[:, 0]  # near double roots, mostly
+        low, high = self._bisect(self._g, rho[slow], shift[slow], low[slow], high[slow], 44)
+        return r.index_copy(0, slow, (low + high) / 2)
+
     @staticmethod
     def _bisect(
         function: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -552,14 +572,15 @@ class Pinwheel(Density2D):
         shift: Tensor,
         low: Tensor,
         high: Tensor,
-    ) -> Tensor:
-        """Where a function of (ρ, shift, r) changes sign between `low` and `high`."""
+        halvings: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of where a function of (ρ, shift, r) changes sign between `low` and `high`."""
         sign = function(rho, shift, low).sign()
-        for _ in range(52):
+        for _ in range(halvings):
             middle = (low + high) / 2
             same = function(rho, shift, middle) * sign > 0
             low, high = torch.where(same, middle, low), torch.where(same, high, middle)
-        return (low + high) / 2
+        return low, high
 
 
 class DensityDataModule(DataModule):

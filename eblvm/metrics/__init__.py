@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from .frechet import FrechetDistance, frechet_distance
     from .grid import (
         LogNormalizer,
+        cell_probabilities,
         energy_log_prob,
         grid_points,
         histogram_kl,
+        kl_of_histogram,
         kl_on_grid,
         log_normalizer,
     )
@@ -79,6 +81,8 @@ _NAMES = {
         "LogNormalizer",
         "kl_on_grid",
         "histogram_kl",
+        "cell_probabilities",
+        "kl_of_histogram",
     ],
     "detection": ["auroc", "aupr", "fpr_at_95_tpr", "Estimate"],
     "bleu": ["CorpusBLEU", "corpus_bleu"],
@@ -121,6 +125,8 @@ __all__ = [
     "LogNormalizer",
     "kl_on_grid",
     "histogram_kl",
+    "cell_probabilities",
+    "kl_of_histogram",
     "auroc",
     "aupr",
     "fpr_at_95_tpr",

@@ -23,8 +23,10 @@ __all__ = [
     "energy_log_prob",
     "LogNormalizer",
     "grid_points",
+    "cell_probabilities",
     "histogram_kl",
     "kl_of_masses",
+    "kl_of_histogram",
     "kl_on_grid",
     "log_normalizer",
     "push_forward",
@@ -209,6 +211,9 @@ def histogram_kl(
     where cells expect fewer than one sample; and a cell the samples never reach costs a finite
     amount that depends on α. Compare figures of equal `bins`, n and α only.
 
+    Who compares many sets of samples with one density keeps `cell_probabilities` and calls
+    `kl_of_histogram`.
+
     Arguments:
         samples: Points, with shape `(n, 2)`.
         log_prob: The data's normalized log density, `(B, 2) -> (B,)`.
@@ -224,6 +229,80 @@ def histogram_kl(
         ValueError: If there are no samples, one is not finite, or the data's density integrates to
             more than 1.
     """
+    _check_samples(samples)  # before the work
+    data = cell_probabilities(log_prob, bounds, bins, refinement, samples.device, samples.dtype)
+    return kl_of_histogram(samples, data, bounds, pseudocount)
+
+
+def cell_probabilities(
+    log_prob: LogDensity,
+    bounds: Bounds,
+    bins: int,
+    refinement: int = 8,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The probability of each cell of a histogram, and of all that lies outside it, by quadrature.
+
+    Arguments:
+        log_prob: A normalized log density, `(B, 2) -> (B,)`.
+        bounds: The histogram's box.
+        bins: Cells per axis.
+        refinement: Quadrature points per cell and axis.
+        device: Where the density lives.
+        dtype: The type of its inputs.
+
+    Returns:
+        Probabilities with shape `(bins² + 1,)` and sum 1 in float64, the outside's last.
+
+    Raises:
+        ValueError: If the density integrates to more than 1.
+    """
+    if refinement < 1:
+        raise ValueError(f"refinement is {refinement}; expected 1 or more.")
+    fine = _log_mass(log_prob, "log_prob", bounds, bins * refinement, device, dtype)
+    fine = fine.view(bins, refinement, bins, refinement).permute(0, 2, 1, 3)
+    data = fine.exp().sum((2, 3)).flatten()  # (bins²,)
+    if data.sum() > 1.01:
+        raise ValueError(
+            f"log_prob integrates to {data.sum().item():.4g} over the box {tuple(bounds)}; "
+            "expected at most 1. Normalize it with `log_normalizer`, or raise `refinement`."
+        )
+    data = torch.cat([data, (1 - data.sum()).clamp_min(0)[None]])
+    return data / data.sum()  # quadrature may give a little more than 1
+
+
+def kl_of_histogram(
+    samples: Tensor, probabilities: Tensor, bounds: Bounds, pseudocount: float = 0.5
+) -> Tensor:
+    """`histogram_kl`, where the data's probabilities of the cells are known already.
+
+    Arguments:
+        samples: Points, with shape `(n, 2)`.
+        probabilities: Of the cells and of the outside, as from `cell_probabilities`, with shape
+            `(bins² + 1,)`.
+        bounds: The box.
+        pseudocount: α, added to the count of each cell.
+
+    Returns:
+        The divergence in float64, a scalar; never negative.
+
+    Raises:
+        ValueError: If there are no samples or one is not finite, or α is not positive.
+    """
+    _check_samples(samples)
+    if not pseudocount > 0:
+        raise ValueError(f"pseudocount is {pseudocount}; expected a positive number.")
+    bins = math.isqrt(len(probabilities) - 1)
+    low, high = samples.new_tensor([list(axis) for axis in bounds], dtype=torch.float64).T
+    cell = ((samples.double() - low) / (high - low) * bins).floor()
+    inside = ((cell >= 0) & (cell < bins)).all(1)
+    index = torch.where(inside, cell[:, 0] * bins + cell[:, 1], bins**2).long()
+    counts = torch.bincount(index, minlength=bins**2 + 1).double() + pseudocount
+    return _kl(probabilities.log(), (counts / counts.sum()).log())
+
+
+def _check_samples(samples: Tensor) -> None:
     if samples.ndim != 2 or samples.shape[1] != 2 or len(samples) == 0:
         raise ValueError(
             f"samples have shape {tuple(samples.shape)}; expected (n, 2) with n of 1 or more."
@@ -233,28 +312,6 @@ def histogram_kl(
             f"{int((~samples.isfinite()).any(1).sum())} of {len(samples)} samples are not finite. "
             "Look for chains that diverged: `samples.isfinite().all(1)`."
         )
-    if not pseudocount > 0 or refinement < 1:
-        raise ValueError(
-            f"pseudocount is {pseudocount} and refinement {refinement}; expected a positive "
-            "number, and 1 or more."
-        )
-    fine = _log_mass(log_prob, "log_prob", bounds, bins * refinement, samples.device, samples.dtype)
-    fine = fine.view(bins, refinement, bins, refinement).permute(0, 2, 1, 3)
-    data = fine.exp().sum((2, 3)).flatten()  # (bins²,)
-    if data.sum() > 1.01:
-        raise ValueError(
-            f"log_prob integrates to {data.sum().item():.4g} over the box {tuple(bounds)}; "
-            "expected at most 1. Normalize it with `log_normalizer`, or raise `refinement`."
-        )
-    data = torch.cat([data, (1 - data.sum()).clamp_min(0)[None]])
-    data = data / data.sum()  # quadrature may give a little more than 1
-
-    low, high = samples.new_tensor([list(axis) for axis in bounds], dtype=torch.float64).T
-    cell = ((samples.double() - low) / (high - low) * bins).floor()
-    inside = ((cell >= 0) & (cell < bins)).all(1)
-    index = torch.where(inside, cell[:, 0] * bins + cell[:, 1], bins**2).long()
-    counts = torch.bincount(index, minlength=bins**2 + 1).double() + pseudocount
-    return _kl(data.log(), (counts / counts.sum()).log())
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
