@@ -2,17 +2,19 @@
 
 import re
 
+import pytest
 import torch
 
 from eblvm.benchmarks.speed import diffusion
 
 
-def test_steps_agree_and_all_are_timed(capsys):
-    diffusion.main("--width 8 --batch 2 --rounds 1".split())
+@pytest.mark.parametrize("flags, num_rows", [("", 5), ("--float32", 4)])
+def test_steps_agree_and_all_are_timed(flags, num_rows, capsys):
+    diffusion.main(f"--width 8 --batch 2 --rounds 1 {flags}".split())
     text = capsys.readouterr().out
     assert float(re.search(r"agree to (\S+) of", text).group(1)) < 1e-4
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 5 and "1.00 (1.00–1.00)" in rows[0]
+    assert len(rows) == num_rows and "1.00 (1.00–1.00)" in rows[0]
     assert all(float(row.split("|")[2]) > 0 for row in rows)
 
 
