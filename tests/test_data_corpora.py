@@ -243,6 +243,22 @@ def test_ag_news(tmp_path):
         AGNews().read("test", tmp_path)
 
 
+def test_ag_news_as_objects(tmp_path):
+    for split in ("train", "dev", "test"):
+        record = {"label": 4, "headline": f"Of {split}", "text": 'Some "text".'}
+        write(tmp_path, f"agnews/{split}.jsonl", 2 * (json.dumps(record) + "\n"))
+    for split, name in (("train", "train"), ("val", "dev"), ("test", "test")):
+        examples = AGNews().read(split, tmp_path)
+        assert words(examples) == 2 * [f"of {name} some text ."]
+        assert {e.labels for e in examples} == {(3,)}
+    write(tmp_path, "agnews/dev.jsonl", '{"label": 1, "text": "a"}\n')
+    with pytest.raises(ValueError, match=r"dev.jsonl, line 1: there is no 'headline', only"):
+        AGNews().read("val", tmp_path)
+    write(tmp_path, "agnews/dev.jsonl", '{"label": "x", "headline": "a", "text": "a"}\n')
+    with pytest.raises(ValueError, match=r"dev.jsonl, line 1: the class is 'x'; expected a number"):
+        AGNews().read("val", tmp_path)
+
+
 def test_coco(tmp_path):
     write(tmp_path, "coco_captions/image_coco.txt", "".join(f"a {i}\n" for i in range(20)))
     assert words(CocoCaptions().read("val", tmp_path)) == ["a 0", "a 10"]

@@ -43,6 +43,7 @@ def test_words_are_numbered_by_count_then_spelling():
     vocabulary = Vocabulary.from_counts([["b", "c", "c"], ["a", "<unk>", "c"]])
     assert vocabulary.words == ["<pad>", "<unk>", "<s>", "</s>", "c", "a", "b"]
     assert Vocabulary.from_counts([["b", "c", "c"]], max_size=5).words[4:] == ["c"]
+    assert Vocabulary.from_counts([["b", "c", "c"]], min_count=2).words[4:] == ["c"]
 
 
 def test_decoding_undoes_encoding_and_strangers_are_unknown():
@@ -131,6 +132,18 @@ def test_a_stated_size_that_is_wrong_names_both_and_the_remedy(text, tmp_path):
     Vocabulary.from_counts([["a"]]).save(tmp_path / "words.json")
     with pytest.raises(ValueError, match=r"vocab_size is 7.*words.json has 5 entries"):
         text(vocabulary_file=str(tmp_path / "words.json")).setup()
+
+
+def test_rare_words_are_strangers_where_that_is_asked_for(text, tmp_path):
+    module = text(train="a b a\nb c a\n", min_count=2, vocab_size=6)
+    module.setup()
+    assert module.vocabulary.words[4:] == ["a", "b"]
+    with pytest.raises(ValueError, match=r"vocab_size is 7.*train.txt has 6 .*`vocab_size: 6`"):
+        text(train="a b a\nb c a\n", min_count=2, vocab_size=7).setup()
+    with pytest.raises(ValueError, match="min_count is 0; expected 1 or more"):
+        text(min_count=0)
+    with pytest.raises(ValueError, match="min_count is about counted words"):
+        text(min_count=2, vocabulary_file=str(tmp_path / "words.json"))
 
 
 def test_errors_name_file_and_line(text, tmp_path):

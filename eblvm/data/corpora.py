@@ -456,8 +456,9 @@ class AGNews(Corpus):
     """Short news in four topics, below `agnews/`.
 
     Read are `{train,test}.csv` as published (class 1 to 4, title, description; without a head), or
-    else `{train,test}.tokens.tsv`, class and words. The validation split is every 24th training
-    document: 5,000 of 120,000.
+    else `{train,test}.tokens.tsv`, class and words; the validation split is every 24th training
+    document then, 5,000 of 120,000. Or else `{train,dev,test}.jsonl`, objects with `label` (1 to
+    4), `headline` and `text`, the form of the experiments of SVEBM and LDEBM.
 
     Arguments:
         num_labeled: How many training documents of each class keep their label, the first ones in
@@ -476,9 +477,18 @@ class AGNews(Corpus):
 
     def read(self, split: Split, root: Path) -> list[Example]:
         name = "test" if split == "test" else "train"
-        path = find(root, f"agnews/{name}.csv", f"agnews/{name}.tokens.tsv")
-        if path.name.startswith(f"{name}.tokens"):
-            rows: list[tuple[str, list[str], str]] = []
+        own = "dev" if split == "val" else name
+        files = f"{name}.csv", f"{name}.tokens.tsv", f"{own}.jsonl"
+        path = find(root, *(f"agnews/{file}" for file in files))
+        rows: list[tuple[Any, list[str], str]] = []
+        if path.name.startswith(f"{own}.jsonl"):
+            for record, place in records(path, "jsonl", ()):
+                for key in ("label", "headline", "text"):
+                    if key not in record:
+                        raise ValueError(f"{place}: there is no {key!r}, only {list(record)}.")
+                words = basic_words(f"{record['headline']} {record['text']}")
+                rows.append((record["label"], words, place))
+        elif path.name.startswith(f"{name}.tokens"):
             for number, line in read_lines(path):
                 label, _, text = line.partition("\t")
                 rows.append((label, text.split(), f"{path}, line {number}"))
@@ -490,7 +500,7 @@ class AGNews(Corpus):
             ]
             if not rows:
                 raise no_sentence(path)
-        if split != "test":
+        if split != "test" and not path.name.startswith(f"{own}.jsonl"):
             rows = [row for i, row in enumerate(rows) if (i % 24 == 0) == (split == "val")]
         seen = [0] * 4
         examples = []

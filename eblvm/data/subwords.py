@@ -40,20 +40,24 @@ class Subwords(Vocabulary):
 
     @classmethod
     def from_counts(
-        cls, sentences: Iterable[Sequence[str]], max_size: int | None = None
+        cls, sentences: Iterable[Sequence[str]], max_size: int | None = None, min_count: int = 1
     ) -> "Subwords":
         """Learn pieces of the words of some sentences.
 
         Arguments:
             sentences: Each a sequence of words.
             max_size: How many entries to keep at most, the special ones included; 30,000 if None.
+            min_count: How often two pieces must be neighbours to become one.
         """
         tokenizers = _tokenizers()
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
         tokenizer.decoder = tokenizers.decoders.Metaspace()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=max_size or 30_000, special_tokens=list(cls.SPECIAL), show_progress=False
+            vocab_size=max_size or 30_000,
+            min_frequency=min_count,
+            special_tokens=list(cls.SPECIAL),
+            show_progress=False,
         )
         lines = (" ".join(words) for words in sentences)
         tokenizer.train_from_iterator(lines, trainer)

@@ -44,6 +44,8 @@ class TextDataModule(DataModule):
         subwords: Whether to number pieces of words; needs the extra `text`.
         vocabulary_file: A vocabulary saved as JSON. None counts the training text and keeps the
             `vocab_size` most frequent entries.
+        min_count: How often the training text must have a word that is counted, or two pieces side
+            by side.
         root: The folder of all data sets; `$EBLVM_DATA` if None, or else `./data`.
         seed: Determines the order of training.
 
@@ -63,6 +65,7 @@ class TextDataModule(DataModule):
         bucket: bool = True,
         subwords: bool = False,
         vocabulary_file: str | None = None,
+        min_count: int = 1,
         root: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -73,6 +76,10 @@ class TextDataModule(DataModule):
             raise ValueError(f"vocab_size is {vocab_size}; expected 5 or more: 4 special, a word.")
         if min_words < 1:
             raise ValueError(f"min_words is {min_words}; expected 1 or more.")
+        if min_count < 1:
+            raise ValueError(f"min_count is {min_count}; expected 1 or more.")
+        if min_count > 1 and vocabulary_file is not None:
+            raise ValueError("min_count is about counted words, and vocabulary_file has them all.")
         if too_long not in get_args(TooLong):
             raise ValueError(f"too_long is {too_long!r}; expected one of {get_args(TooLong)}.")
         for name in labels or ():
@@ -89,6 +96,7 @@ class TextDataModule(DataModule):
         self.bucket = bucket
         self.subwords = subwords
         self.vocabulary_file = vocabulary_file
+        self.min_count = min_count
         self.root = Path(root or os.environ.get("EBLVM_DATA") or "data")
         self.vocabulary: Vocabulary | None = None
         self._read: dict[Split, list[Example]] = {}
@@ -139,7 +147,7 @@ class TextDataModule(DataModule):
         if self.vocabulary_file is None:
             sentences = counted(self.examples("train"))
             kind = Subwords if self.subwords else Vocabulary
-            vocabulary = kind.from_counts(sentences, max_size=self.vocab_size)
+            vocabulary = kind.from_counts(sentences, self.vocab_size, self.min_count)
         else:
             vocabulary = Vocabulary.load(self.vocabulary_file)
         if len(vocabulary) != self.vocab_size:

@@ -47,18 +47,20 @@ class Vocabulary:
 
     @classmethod
     def from_counts(
-        cls, sentences: Iterable[Sequence[str]], max_size: int | None = None
+        cls, sentences: Iterable[Sequence[str]], max_size: int | None = None, min_count: int = 1
     ) -> "Vocabulary":
         """The words of some sentences, the most frequent first; equally frequent ones by spelling.
 
         Arguments:
             sentences: Each a sequence of words.
             max_size: How many entries to keep at most, the special ones included.
+            min_count: How often a word must occur to be kept.
         """
         counts = Counter(word for sentence in sentences for word in sentence)
         for word in cls.SPECIAL:
             counts.pop(word, None)
-        words = sorted(counts, key=lambda word: (-counts[word], word))
+        words = [word for word, count in counts.items() if count >= min_count]
+        words.sort(key=lambda word: (-counts[word], word))
         return cls([*cls.SPECIAL, *words][:max_size])
 
     @staticmethod
