@@ -211,16 +211,27 @@ class LatentVariableModel(nn.Module):
             x: Data, with shape `(B, *event)`.
             num_samples: Importance samples per row.
             log_normalizer: log Z of the prior; estimated by `prior.log_normalizer` if None. Pass it
-                when you score many batches.
+                when you score many batches. A prior that is conditioned on what comes with `x` has
+                one for each row, and it is estimated here.
             generator: Source of the noise.
             released: Whether to estimate as the released code of the symbol-vector and the latent
                 diffusion models does (see `Prior.released_log_prob`), which is optimistic. Figures
                 of the two estimators must not share a column.
+
+        Raises:
+            TypeError: If `released`, and the prior is conditioned, which that code does not score.
         """
+        context = self.posterior.condition(x)
+        given: Any = {} if context is None else {"context": context}
         if released:
+            if given:
+                raise TypeError(
+                    "the released estimate is of priors that depend on nothing; this one depends "
+                    "on the turns before. Leave `released` out."
+                )
             return self._released(x, num_samples, generator)
-        if log_normalizer is None:
-            log_normalizer = self.prior.log_normalizer(generator=generator)
+        if log_normalizer is None or given:
+            log_normalizer = self.prior.log_normalizer(generator=generator, **given)
         proposal = self.posterior.proposal(x, self.prior, self.likelihood, generator)
         mean, log_variance = self.prior.state(*proposal)
         log_weights = []
@@ -228,7 +239,7 @@ class LatentVariableModel(nn.Module):
             eps = noise_like(mean, generator)
             z = mean + (0.5 * log_variance).exp() * eps
             log_joint = self.likelihood.log_prob(x, z)
-            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator)
+            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator, **given)
             log_q = -0.5 * (eps.square() + log_variance).sum(-1)
             log_weights.append(log_joint - log_q)
         constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi)

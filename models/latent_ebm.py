@@ -236,7 +236,9 @@ class LatentEBM(Learner):
         """
         if released:
             return self.latent.log_likelihood(x, num_samples, None, generator, released=True)
-        log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
+        log_z = None
+        if self.latent.posterior.condition(x) is None:
+            log_z = self.latent.prior.log_normalizer(generator=self.generator(0, 6))  # one for all
         return self.latent.log_likelihood(x, num_samples, log_z, generator)
 
     @torch.no_grad()

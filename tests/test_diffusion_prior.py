@@ -8,10 +8,15 @@ from torch import nn
 
 from eblvm.energies import RecoveryEnergy, SymbolVectorTimeEnergy, TimeEnergy
 from eblvm.latent import LatentVariableModel
-from eblvm.likelihoods import GaussianLikelihood
+from eblvm.likelihoods import DialogueLikelihood, GaussianLikelihood
 from eblvm.metrics.grid import log_normalizer
-from eblvm.models.networks import ResidualTimeNet, settle_spectral_norms
-from eblvm.posteriors import AmortizedPosterior
+from eblvm.models.networks import (
+    DialogueDecoder,
+    DialogueEncoder,
+    ResidualTimeNet,
+    settle_spectral_norms,
+)
+from eblvm.posteriors import AmortizedPosterior, DialoguePosterior
 from eblvm.priors import DiffusionEnergyPrior, EnergyPrior
 from eblvm.samplers import AIS, MALA, Langevin
 from eblvm.schedules import LinearSchedule, RecoverySchedule
@@ -395,6 +400,31 @@ def test_log_prob_of_quadratic_energies_is_that_of_a_gaussian(stationary):
     assert ((estimate - exact).abs() < 4 * spread + 0.02).all()
 
 
+class Conditioned(QuadraticTime):
+    """A quadratic energy whose curvature the context multiplies."""
+
+    def forward(self, x, t, context=None):
+        return context[:, 0] * super().forward(x, t)
+
+
+@pytest.mark.parametrize("annealing", [None, AIS(5, MALA(num_steps=1, step_size=0.5))])
+def test_log_prob_given_a_context_is_that_of_the_energy_it_makes(annealing):
+    settings = {"num_normalizer": 200, "annealing": annealing}
+    conditioned = quadratic(KAPPA, **settings)
+    conditioned.tilt = Conditioned(KAPPA)
+    z = torch.randn(1000, 2, dtype=torch.float64, generator=seeded(5))
+    factor = torch.tensor([[1.0], [3.0]], dtype=torch.float64).repeat(500, 1)
+    log_z = conditioned.log_normalizer(500, seeded(1), factor)
+    assert log_z.shape == (1000,)
+    found = conditioned.log_prob(z, log_z, seeded(2), factor)
+    for row, c in enumerate((1.0, 3.0)):
+        plain = quadratic([c * k for k in KAPPA], **settings)
+        alone = plain.log_prob(z, log_z, seeded(2))  # the same noise
+        torch.testing.assert_close(found[row::2], alone[row::2])
+        exact = plain.log_normalizer(200_000, seeded(3))
+        torch.testing.assert_close(log_z[row::2].mean(), exact, rtol=0, atol=0.01)
+
+
 def test_annealed_normalizers_agree_with_the_closed_form():
     kernel = MALA(num_steps=1, step_size=0.5)
     prior = quadratic(KAPPA, num_normalizer=1000, annealing=AIS(40, kernel))
@@ -573,3 +603,25 @@ def test_released_estimate_is_the_published_formula():
     last = log_normal(z_1, torch.zeros_like(z_1), torch.ones(()).double())
     exact = (log_p(z_0) - forward + last).view(4, 3) - log_z
     torch.testing.assert_close(found, exact)
+
+
+def test_likelihood_of_a_response_depends_on_the_turns_before():
+    encoder = DialogueEncoder(12, 4, 16, 16, 8)
+    likelihood = DialogueLikelihood(DialogueDecoder(12, 2, 16, 16, 8, dropout=0.0), 8)
+    tilt = SymbolVectorTimeEnergy(ResidualTimeNet(2, 3, width=8, num_blocks=1, context_dim=16))
+    prior = DiffusionEnergyPrior(
+        2, tilt, RecoverySchedule(), num_steps=3, num_normalizer=50, temperature=1.0
+    )
+    model = LatentVariableModel(prior, DialoguePosterior(encoder), likelihood).eval()
+    for weight in tilt.parameters():
+        weight.data.mul_(3)
+    response, before = torch.tensor([2, 5, 6, 3]), torch.tensor([[2, 7, 3, 0], [2, 8, 3, 0]])
+    x = torch.stack([torch.stack([response, turn]) for turn in before])  # (2, 2, 4)
+    found = model.log_likelihood(x, 20, generator=seeded())
+    assert found.shape == (2,) and found.isfinite().all() and (found < 0).all()
+    ignored = torch.zeros(())  # each row has its own normalizer
+    torch.testing.assert_close(model.log_likelihood(x, 20, ignored, seeded()), found)
+    other = model.log_likelihood(x.flip(0), 20, generator=seeded())
+    assert (other - found).abs().min() > 1e-3
+    with pytest.raises(TypeError, match="this one depends on the turns before"):
+        model.log_likelihood(x, 20, released=True)

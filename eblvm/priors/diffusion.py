@@ -32,6 +32,7 @@ Steps are as large relative to this Gaussian as the others are to their tie: its
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -363,6 +364,7 @@ class DiffusionEnergyPrior(Prior):
         z: Tensor,
         log_normalizer: Tensor | None = None,
         generator: torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         r"""log of an estimate of p(z_0), along one noising chain from `z`, `(B,)`.
 
@@ -378,16 +380,18 @@ class DiffusionEnergyPrior(Prior):
             z: z_0, with shape `(B, D)`.
             log_normalizer: That of the last level; estimated if None.
             generator: Source of the noise.
+            context: With shape `(B, C)`, for a tilt that takes one.
         """
         if log_normalizer is None:
-            log_normalizer = self.log_normalizer(generator=generator)
+            log_normalizer = self.log_normalizer(generator=generator, context=context)
+        tilt = self.tilt if context is None else partial(self.tilt, context=context)
         total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
         last = len(self.schedule) - 1
         for level in range(last):
             z_next = self.schedule.step(z, level, generator)
             t = torch.full((len(z),), level, device=z.device)
-            e = self.tilt(self.scale[level] * z, t).double() / self.temperature[level]
-            log_z = self._log_normalizer(z_next, level, generator)
+            e = tilt(self.scale[level] * z, t).double() / self.temperature[level]
+            log_z = self._log_normalizer(z_next, level, generator, context=context)
             total += self.latent_dim * self.scale[level].double().log() - e - log_z
             if self.stationary:
                 z_t, a = z.double(), self.scale[level].double()
@@ -396,7 +400,7 @@ class DiffusionEnergyPrior(Prior):
                 total += (back - Normal(a * z_t, sigma).log_prob(z_next.double())).sum(1)
             z = z_next
         t = torch.full((len(z),), last, device=z.device)
-        return total - self.conditional(z, t)(z).double() - log_normalizer
+        return total - self.conditional(z, t, context)(z).double() - log_normalizer
 
     @torch.no_grad()
     def released_log_prob(
@@ -437,16 +441,33 @@ class DiffusionEnergyPrior(Prior):
         return total + log_normal(last, torch.zeros_like(last), torch.ones_like(schedule.a[0]))
 
     @torch.no_grad()
-    def log_normalizer(self, num: int = 10_000, generator: torch.Generator | None = None) -> Tensor:
-        """log Z of the last level, the tilted Gaussian, by sampling its base; a scalar."""
+    def log_normalizer(
+        self,
+        num: int = 10_000,
+        generator: torch.Generator | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """log Z of the last level, the tilted Gaussian, by sampling its base; a scalar.
+
+        Arguments:
+            num: Draws of the base.
+            generator: Source of the noise.
+            context: With shape `(B, C)`, for a tilt that takes one; log Z has shape `(B,)` then.
+        """
         last = len(self.schedule) - 1
-        origin = self.origin.expand(1, -1)
-        log_z = self._log_normalizer(origin, last, generator, num)[0]
+        origin = self.origin.expand(1 if context is None else len(context), -1)
+        log_z = self._log_normalizer(origin, last, generator, num, context)
         width = math.log(2 * math.pi) + 2 * float(self.schedule.sigma[-1].log())
-        return log_z + 0.5 * self.latent_dim * width
+        log_z = log_z + 0.5 * self.latent_dim * width
+        return log_z[0] if context is None else log_z
 
     def _log_normalizer(
-        self, z_next: Tensor, level: int, generator: torch.Generator | None, num: int | None = None
+        self,
+        z_next: Tensor,
+        level: int,
+        generator: torch.Generator | None,
+        num: int | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """log E exp(−E(v)/τ) over the untilted v given z_{t+1}, estimated, `(B,)` in float64."""
         num = num or self.num_normalizer
@@ -454,23 +475,29 @@ class DiffusionEnergyPrior(Prior):
         center = self._start(z_next, level)
         rows = max(1, 65_536 // num)
         found = []
-        for part in center.split(rows):
+        for i, part in enumerate(center.split(rows)):
             centers = part.repeat_interleave(num, 0)
             t = torch.full((len(centers),), level, device=center.device)
+            tilt: Any = self.tilt
+            if context is not None:
+                of_part = context[i * rows : i * rows + len(part)]
+                tilt = partial(self.tilt, context=of_part.repeat_interleave(num, 0))
             if self.annealing is None:
                 v = centers + sigma * noise_like(centers, generator)
-                log_w = -self.tilt(v, t).double() / temperature
+                log_w = -tilt(v, t).double() / temperature
             else:
-                log_w = self._annealed(centers, t, generator)
+                log_w = self._annealed(tilt, centers, t, generator)
             found.append(torch.logsumexp(log_w.view(len(part), num), 1) - math.log(num))
         return torch.cat(found)
 
-    def _annealed(self, centers: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _annealed(
+        self, tilt: Any, centers: Tensor, t: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         """log weights `(N,)` of chains from N(0, I) to the tilted density of (v − center)/σ."""
         sigma, temperature = self.width[t].unsqueeze(1), self.temperature[t]
 
         def energy(eps: Tensor) -> Tensor:
-            return self.tilt(centers + sigma * eps, t) / temperature + 0.5 * eps.square().sum(1)
+            return tilt(centers + sigma * eps, t) / temperature + 0.5 * eps.square().sum(1)
 
         assert self.annealing is not None
         weights = self.annealing.forward(energy, centers, generator).log_weights
