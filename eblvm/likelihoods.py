@@ -135,12 +135,20 @@ class CategoricalLikelihood(Likelihood):
         pad: Index of the padding token.
         bos: Index of the first token.
         eos: Index of the last token.
+
+    Raises:
+        ValueError: If the decoder takes another token for padding.
     """
 
     def __init__(
         self, decoder: nn.Module, max_length: int, pad: int = 0, bos: int = 2, eos: int = 3
     ) -> None:
         super().__init__(decoder)
+        if getattr(decoder, "pad", pad) != pad:
+            raise ValueError(
+                f"the decoder takes token {decoder.pad} for padding, and the likelihood {pad}; "
+                "give both the same `pad`."
+            )
         self.max_length = max_length
         self.pad = pad
         self.bos = bos

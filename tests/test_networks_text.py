@@ -510,3 +510,9 @@ def test_scores_of_padded_sentences_are_those_of_a_padded_layer(cell):
     torch.testing.assert_close(one, two)
     with torch.no_grad():
         torch.testing.assert_close(CategoricalLikelihood(decoder, 8).log_prob(x, z), ours)
+
+
+def test_decoder_and_likelihood_have_one_padding():
+    with pytest.raises(ValueError, match="takes token 1 for padding, and the likelihood 0"):
+        CategoricalLikelihood(SentenceDecoder(30, 2, 8, 8, pad=1), 12)
+    CategoricalLikelihood(SentenceDecoder(30, 2, 8, 8, pad=1), 12, pad=1)
