@@ -23,8 +23,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,12 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the code that runs, with a + where files differ from it; None if not known."""
+    """The commit of the code that runs, with a + where files differ from it; None if not known.
+
+    It is that of the first call, as nearly as can be told when the code was imported.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
     try:
         done = subprocess.run(
@@ -227,11 +232,15 @@ def run_apart(path: str, environment: dict[str, str], threads: int, lock: Any) -
         threads: For torch.
         lock: Keeps a file descriptor open as long as the process lives.
     """
+    if (runner := parent_process()) is not None and not runner.is_alive():
+        return  # it has ended while this began
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.clear()
-    os.environ.update(environment)  # before torch is imported, or CUDA begun
-    log = os.open(Path(path).parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    os.environ.update(environment)
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: a suite may name modules beside it
+    log = Path(path).parent / "log.txt"
+    for stream, file in enumerate((Path(os.devnull), log, log)):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), stream)
     import torch
 
     torch.set_num_threads(threads)

@@ -37,10 +37,6 @@ __all__ = ["last_line", "read_results", "run_suite"]
 POLL = 0.5
 """Seconds between two looks at a cell."""
 
-IMPORTED = ["eblvm.training", "eblvm.models", "eblvm.evaluation", "eblvm.data", "eblvm.clustering"]
-IMPORTED += ["eblvm.outliers", "eblvm.density", "matplotlib.figure", "torchvision.utils"]
-"""What cells import, or most of it."""
-
 
 class Worker:
     """A cell's process, and how far it is.
@@ -108,6 +104,30 @@ class Worker:
         except (OSError, ValueError):
             return 0.0
 
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; also if the one that forked it was killed, and tells 255."""
+        if self.process.exitcode == 255:
+            return self._signaled(0)
+        return self.process.exitcode is None
+
+    def _signaled(self, number: int) -> bool:
+        """Send a signal; whether there was a process to get it."""
+        assert self.process.pid is not None
+        try:
+            os.kill(self.process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Have the process end."""
+        while self.running:
+            self._signaled(signal.SIGTERM)  # again, for it may not have listened yet
+            for _ in range(50):
+                if self.running:
+                    time.sleep(0.02)
+
     def book(self) -> None:
         """Write down the time, for a process that goes on after an interruption."""
         part = self.folder / "wall_s.part"
@@ -169,11 +189,16 @@ class Worker:
         """The record of the finished process."""
         status = self.process.exitcode or 0
         path = self.folder / "result.json"
-        if status == 0 and path.is_file():
+        if path.is_file():  # the last thing that a cell writes
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return {**found, "wall_s": round(self.wall, 1)}
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
         said = [line for line in lines if line.strip()][-5:]
+        if not said:
+            said.append(
+                "ended before it began. Who calls `run_suite` in a script does so below "
+                "`if __name__ == '__main__':`, for each cell imports the script."
+            )
         if status < 0:
             said.append(f"ended by {signal.Signals(-status).name}; was there memory enough?")
         config = next(iter(self.folder.glob("run/**/config.yaml")), None)
@@ -202,14 +227,15 @@ def nursery() -> ForkServerContext | SpawnContext:
     """Where cells' processes come from.
 
     Imports take ten seconds, a small cell not much more. One process does them and is forked for
-    each cell; beside CUDA, and on systems where forking is not safe, each cell does its own.
+    each cell; beside CUDA, and on systems where forking is not safe, each cell does its own. There
+    is one such process for all suites of this one, with the libraries' threads of the first.
     """
     import torch
 
     if sys.platform != "linux" or torch.cuda.is_available():
         return get_context("spawn")
     context = get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context.set_forkserver_preload(["eblvm.benchmarks.nursery"])
     return context
 
 
@@ -281,6 +307,8 @@ def run_suite(
         resume: Whether to go on with what lies in `out`; failed cells are tried again.
         wandb: Whether to log to Weights & Biases, the suite as one run group.
 
+    A script calls this below `if __name__ == "__main__":`, for each cell's process imports it.
+
     Raises:
         UserError: If `out` holds results and `resume` is false, or those of another suite, or if
             another process is running a suite there.
@@ -323,7 +351,7 @@ def run_alone(
             time.sleep(POLL)
             for worker in running:
                 worker.book()
-            for worker in [w for w in running if w.process.exitcode is not None]:
+            for worker in [w for w in running if not w.running]:
                 record = worker.result()
                 keep(results, record)
                 running.remove(worker)
@@ -426,9 +454,7 @@ def stopping(running: Sequence[Worker]) -> Iterator[None]:
         yield
     finally:
         for worker in running:
-            worker.process.terminate()
-        for worker in running:
-            worker.process.join()
+            worker.stop()
         if main:
             signal.signal(signal.SIGTERM, before)
 

@@ -6,7 +6,6 @@ A callback asks a learner only for what it can do: `sample`, `reconstruct`, `log
 and the noise is the same at each validation, so that epochs can be compared.
 """
 
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -445,6 +444,7 @@ class GridDensity(Evaluation):
         self.num = num
         self.bins = bins
         self.box = box
+        self._sample_kl = SampleKL(bins)
         self._truth: tuple[Any, Tensor] | None = None
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
@@ -469,7 +469,7 @@ class GridDensity(Evaluation):
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
         figures = {
             "kl": kl_of_masses(truth, log_prob),
-            "sample_kl": sample_kl(samples, density, self.bins),
+            "sample_kl": self._sample_kl(samples, density),
         }
         log(learner, stage, figures)
         self.protocol = {
@@ -538,25 +538,35 @@ class SampleDensity(Evaluation):
         super().__init__(every_n_epochs)
         self.num = num
         self.bins = bins
+        self._sample_kl = SampleKL(bins)
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         density = known_density(trainer, "SampleDensity")
         model: Any = require(learner, Sampling, "SampleDensity")
         samples = gather(learner, draw(model, trainer, self.num, noise=True)).cpu()
-        log(learner, stage, {"sample_kl": sample_kl(samples, density, self.bins)})
+        log(learner, stage, {"sample_kl": self._sample_kl(samples, density)})
         self.protocol = histogram_protocol(len(samples), self.bins, density.bounds)
 
 
-def sample_kl(samples: Tensor, density: Any, bins: int) -> Tensor:
-    """`histogram_kl` of samples and a density in its own box, whose cells are reckoned once."""
-    cells = cells_of(density, bins, samples.dtype)
-    return kl_of_histogram(samples, cells, density.bounds)
+class SampleKL:
+    """`histogram_kl` of samples and a density in its own box, whose cells are reckoned once.
 
+    Arguments:
+        bins: Cells per axis.
+    """
 
-@lru_cache(maxsize=4)
-def cells_of(density: Any, bins: int, dtype: torch.dtype) -> Tensor:
-    """The density's probabilities of a histogram's cells; no look changes them."""
-    return cell_probabilities(density.log_prob, density.bounds, bins, dtype=dtype)
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self._known: tuple[Any, Tensor] | None = None
+
+    def __call__(self, samples: Tensor, density: Any) -> Tensor:
+        """The divergence of samples `(n, 2)` on the CPU, a scalar."""
+        if self._known is None or self._known[0] is not density:
+            cells = cell_probabilities(
+                density.log_prob, density.bounds, self.bins, dtype=samples.dtype
+            )
+            self._known = density, cells
+        return kl_of_histogram(samples, self._known[1], density.bounds)
 
 
 def histogram_protocol(num: int, bins: int, bounds: Bounds) -> dict[str, Any]:

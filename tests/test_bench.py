@@ -1,5 +1,6 @@
 """The benchmark suite: suites, and cells that are never lost."""
 
+import importlib
 import inspect
 import io
 import json
@@ -277,8 +278,6 @@ class TestWorker:
             def start(self):
                 pass
 
-            terminate = join = start
-
         nursery = SimpleNamespace(Process=Process, get_start_method=lambda: "spawn")
         monkeypatch.setattr(runner, "nursery", lambda: nursery)
         monkeypatch.setattr(runner, "commit", lambda: "abc")  # git would be a process, too
@@ -372,6 +371,10 @@ class TestWorker:
         assert again.wall == pytest.approx(35)
         timed = Worker(Cell("t", "a", "tiny", 0, Budget(minutes=1)), tmp_path, 1, None)
         assert timed.remaining({}) == pytest.approx(40), "twenty seconds were spent before"
+
+    def test_a_cell_that_ends_before_it_begins_says_what_may_be_wrong(self, tmp_path, started):
+        worker = Worker(Cell("t", "a", "tiny", 0), tmp_path, 1, None)
+        assert "below `if __name__ == '__main__':`" in last_line(worker.result())
 
     def test_records_of_failures_say_where_they_happened(self, tmp_path, started):
         worker = Worker(Cell("t", "a", "tiny", 0), tmp_path, 1, None)
@@ -491,6 +494,42 @@ def test_a_cell_that_outlives_its_suite_keeps_the_folder(suite_file, tmp_path, e
         assert refused.status == 2 and "a cell of one that was killed" in refused.err
     finally:
         os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_suite_that_is_ended_early_leaves_no_cell_behind(suite_file, tmp_path):
+    """Its cells are asked for before there is a process to fork them from."""
+    suite_file.write_text(SUITE.replace("TINY", str(TINY)).replace("epochs: 1", "epochs: 4000"))
+    out = tmp_path / "runs/bench/mine"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for moment in ("spec.json", "run/**/metrics.csv"):  # during imports, and in the middle
+        suite = bench(suite_file, "--resume", folder=tmp_path, **quiet)
+        deadline = time.monotonic() + 200
+        while not list(out.glob(f"cells/tiny/tiny/seed_0/{moment}")):
+            assert time.monotonic() < deadline and suite.poll() is None
+            time.sleep(0.05)
+        suite.send_signal(signal.SIGTERM)
+        suite.communicate()
+        deadline = time.monotonic() + 60
+        while True:  # what it had asked for may come into being, and ends at once
+            try:
+                with runner.alone(out):
+                    break
+            except UserError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert not (out / "results.jsonl").exists()
+        if moment == "spec.json":
+            assert not list(out.glob("cells/tiny/tiny/seed_0/environment.json"))
+
+
+def test_what_cells_have_imported():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        importlib.import_module("eblvm.benchmarks.nursery")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert {"eblvm.using", "eblvm.models.latent_ebm", "eblvm.metrics.words"} <= set(sys.modules)
 
 
 def test_weights_and_biases_without_a_network(suite_file, tmp_path, monkeypatch):

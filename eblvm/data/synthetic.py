@@ -558,10 +558,9 @@ class Pinwheel(Density2D):
         low, high = self._bisect(self._g, rho, shift, low, high, 8)
         r = (low + high) / 2
         for _ in range(4):
-            before = r
-            r = r - self._g(rho, shift, r) / self._slope(rho, shift, r)
-            r = r.clamp(low, high)
-        slow = ((r - before).abs() > 1e-13).nonzero()[:, 0]  # near double roots, mostly
+            step = self._g(rho, shift, r) / self._slope(rho, shift, r)
+            r = (r - step).clamp(low, high)
+        slow = (~(step.abs() <= 1e-13)).nonzero()[:, 0]  # near double roots, mostly
         low, high = self._bisect(self._g, rho[slow], shift[slow], low[slow], high[slow], 44)
         return r.index_copy(0, slow, (low + high) / 2)
 
