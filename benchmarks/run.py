@@ -38,6 +38,10 @@ POLL = 0.5
 """Seconds between two looks at a cell."""
 
 
+MINUTE = 60.0
+"""Seconds between two reports of running cells, where there is no terminal."""
+
+
 class Worker:
     """A cell's process, and how far it is.
 
@@ -460,7 +464,7 @@ def stopping(running: Sequence[Worker]) -> Iterator[None]:
 
 
 class Board:
-    """What runs now, as a live table; a line per event where there is no terminal.
+    """What runs now, as a live table; without a terminal a line per event, and per cell a minute.
 
     Arguments:
         total: Cells of the suite.
@@ -471,6 +475,7 @@ class Board:
         self.total, self.done, self.failed = total, done, 0
         self.console = Console()
         self.live: Live | None = None
+        self.told = time.perf_counter()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -501,22 +506,23 @@ class Board:
             self.console.print(line, markup=False)
 
     def update(self, running: Sequence[Worker]) -> None:
-        """Show how far the processes are."""
-        if self.live is None:
+        """Show how far the processes are; without a terminal once a minute."""
+        if self.live is None and time.perf_counter() - self.told < MINUTE:
             return
+        self.told = time.perf_counter()
         table = RichTable("cell", "step", "loss", "elapsed", "left", box=None, header_style="bold")
         for worker in running:
             row = worker.row()
             left, loss = worker.remaining(row), row.get("train/loss")
-            table.add_row(
-                worker.cell.id,
-                row.get("step", "–"),
-                f"{float(loss):.4g}" if loss else "–",
-                clock(worker.elapsed),
-                "–" if left is None else clock(left),
-            )
+            step, loss = row.get("step", "–"), f"{float(loss):.4g}" if loss else "–"
+            remaining = "–" if left is None else clock(left)
+            if self.live is None:
+                said = f"step {step}, loss {loss}, {clock(worker.elapsed)} elapsed"
+                print(f"{worker.cell.id}: {said}, {remaining} left", flush=True)
+            table.add_row(worker.cell.id, step, loss, clock(worker.elapsed), remaining)
         table.caption = f"{self.done} of {self.total} done, {self.failed} failed"
-        self.live.update(table)
+        if self.live is not None:
+            self.live.update(table)
 
 
 def clock(seconds: float) -> str:

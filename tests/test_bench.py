@@ -339,6 +339,24 @@ class TestWorker:
         assert "a_b_/seed_0" in said and "49" in said and "0.0001234" in said
         assert "0:00" in said and "2 of 5 done, 0 failed" in said
 
+    def test_how_far_cells_are_is_told_once_a_minute_without_a_terminal(
+        self, tmp_path, started, monkeypatch, capsys
+    ):
+        clock = [100.0]
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        run = tmp_path / "run/tiny/version_0"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("trainer: {max_epochs: -1, max_steps: 100}\n")
+        (run / "metrics.csv").write_text("epoch,step,train/loss\n0,19,3.25\n")
+        worker, board = Worker(Cell("t", "a", "tiny", 0), tmp_path, 1, None), runner.Board(1, 0)
+        for now in (130, 161, 190, 230):
+            clock[0] = now
+            board.update([worker])
+        assert capsys.readouterr().out.splitlines() == [
+            "t/a/seed_0: step 19, loss 3.25, 1:01 elapsed, 4:04 left",
+            "t/a/seed_0: step 19, loss 3.25, 2:10 elapsed, 8:40 left",
+        ]
+
     def test_runs_are_named_by_their_cells(self, tmp_path, monkeypatch):
         from eblvm import runs
 
