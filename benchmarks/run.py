@@ -112,10 +112,10 @@ class Worker:
     def running(self) -> bool:
         """Whether the process lives; also if the one that forked it was killed, and tells 255."""
         if self.process.exitcode == 255:
-            return self._signaled(0)
+            return self.send(0)
         return self.process.exitcode is None
 
-    def _signaled(self, number: int) -> bool:
+    def send(self, number: int) -> bool:
         """Send a signal; whether there was a process to get it."""
         assert self.process.pid is not None
         try:
@@ -127,7 +127,7 @@ class Worker:
     def stop(self) -> None:
         """Have the process end."""
         while self.running:
-            self._signaled(signal.SIGTERM)  # again, for it may not have listened yet
+            self.send(signal.SIGTERM)  # again, for it may not have listened yet
             for _ in range(50):
                 if self.running:
                     time.sleep(0.02)
@@ -457,6 +457,9 @@ def stopping(running: Sequence[Worker]) -> Iterator[None]:
     try:
         yield
     finally:
+        for worker in running:  # all at once: none waits for another's last step
+            if worker.running:
+                worker.send(signal.SIGTERM)
         for worker in running:
             worker.stop()
         if main:

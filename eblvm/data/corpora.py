@@ -480,8 +480,9 @@ class AGNews(Corpus):
         own = "dev" if split == "val" else name
         files = f"{name}.csv", f"{name}.tokens.tsv", f"{own}.jsonl"
         path = find(root, *(f"agnews/{file}" for file in files))
+        objects = path.name.startswith(f"{own}.jsonl")
         rows: list[tuple[Any, list[str], str]] = []
-        if path.name.startswith(f"{own}.jsonl"):
+        if objects:
             for record, place in records(path, "jsonl", ()):
                 for key in ("label", "headline", "text"):
                     if key not in record:
@@ -500,7 +501,7 @@ class AGNews(Corpus):
             ]
             if not rows:
                 raise no_sentence(path)
-        if split != "test" and not path.name.startswith(f"{own}.jsonl"):
+        if split != "test" and not objects:
             rows = [row for i, row in enumerate(rows) if (i % 24 == 0) == (split == "val")]
         seen = [0] * 4
         examples = []
