@@ -267,31 +267,47 @@ class SymbolVectorEnergy(Energy):
 class SymbolVectorTimeEnergy(TimeEnergy):
     r"""A symbol-vector energy for each level of noise.
 
-    .. math:: E(x, t) = -\log \sum_y \exp(f(x, t)_y)
+    .. math:: E(x, t) = -\kappa \log \sum_y \exp(f(x, t)_y / \kappa), \qquad
+        p(y \mid x, t) = \mathrm{softmax}(f(x, t) / \kappa)_y
+
+    A prior that divides energies by τ draws from p(y, x) ∝ exp(f(x, t)_y/τ) if κ = τ: its symbols
+    are then those of its own density. The published κ is 1 whatever τ; a net whose layers have
+    spectral norm 1 has logits of next to no spread, and then is seldom sure of a symbol.
 
     References:
         Latent Diffusion Energy-Based Model for Interpretable Text Modelling (Yu et al., 2022). The
-        paper writes F = −E.
+        paper writes F = −E. κ is ours.
 
     Arguments:
         net: f, `(x, t[, context]) -> (B, K)`.
+        symbol_temperature: κ.
+
+    Raises:
+        ValueError: If `symbol_temperature` is not positive.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, symbol_temperature: float = 1.0) -> None:
         super().__init__()
+        if not symbol_temperature > 0:
+            raise ValueError(
+                f"symbol_temperature is {symbol_temperature}; expected a positive number."
+            )
         self.net = net
+        self.symbol_temperature = symbol_temperature
 
     def logits(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """f(x, t), with shape `(B, K)`."""
-        return self.net(x, t) if context is None else self.net(x, t, context)
+        """Log-odds of the symbols, f(x, t)/κ, with shape `(B, K)`."""
+        f = self.net(x, t) if context is None else self.net(x, t, context)
+        return f if self.symbol_temperature == 1 else f / self.symbol_temperature
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        return -torch.logsumexp(self.logits(x, t, context), dim=1)
+        return -self.symbol_temperature * torch.logsumexp(self.logits(x, t, context), dim=1)
 
     def given(self, x: Tensor, t: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
         """The energy of x and the symbols `y`, −f(x, t)_y, with shape `(B,)`; y is int64 `(B,)`."""
         logits = self.logits(x, t, context)
-        return -(logits * one_hot(y, self.num_symbols, x)).sum(1)
+        chosen = (logits * one_hot(y, self.num_symbols, x)).sum(1)
+        return -self.symbol_temperature * chosen
 
     @property
     def num_symbols(self) -> int:

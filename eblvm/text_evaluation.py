@@ -4,13 +4,13 @@ They are used as those of `eblvm.evaluation`, and log as they do. Sentences go t
 run's folder, pictures to `pictures/`. The data module's vocabulary turns tokens into words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from eblvm.clustering import kmeans
 from eblvm.data.loader import seeded_generator
@@ -33,6 +33,7 @@ from eblvm.metrics import (
     CorpusBLEU,
     EmbeddingSimilarity,
     Homogeneity,
+    LanguageModel,
     LSTMLanguageModel,
     MutualInformation,
     ReversePerplexity,
@@ -229,13 +230,13 @@ class WrittenLanguage(Evaluation):
     """Reverse perplexity: of the evaluated split, under a language model of generated sentences.
 
     Logs `reverse_perplexity` and, with `compare`, `real_perplexity`: the same with as many real
-    training sentences, drawn by a fixed seed, in place of generated ones. The model is a small
-    LSTM, trained each time.
+    training sentences, drawn by a fixed seed, in place of generated ones. The model is trained each
+    time.
 
     Arguments:
         num: Generated sentences.
-        hidden_dim: Width of the language model.
-        num_epochs: Its passes over the sentences.
+        language_model: Makes an untrained one for so many words; in a recipe, a class and its
+            other arguments.
         compare: Whether to train a second one on real sentences.
         every_n_epochs: Epochs between looks; 0 looks at tests only.
     """
@@ -243,15 +244,13 @@ class WrittenLanguage(Evaluation):
     def __init__(
         self,
         num: int = 4000,
-        hidden_dim: int = 200,
-        num_epochs: int = 10,
+        language_model: Callable[[int], LanguageModel] = LSTMLanguageModel,
         compare: bool = True,
         every_n_epochs: int = 0,
     ) -> None:
         super().__init__(every_n_epochs)
         self.num = num
-        self.hidden_dim = hidden_dim
-        self.num_epochs = num_epochs
+        self.language_model = language_model
         self.compare = compare
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
@@ -260,9 +259,9 @@ class WrittenLanguage(Evaluation):
         real = data.encode([e.words for e in data.examples(stage)]).to(learner.device)
 
         def perplexity(tokens: Tensor) -> Tensor:
-            judge = LSTMLanguageModel(
-                len(vocabulary), self.hidden_dim, num_epochs=self.num_epochs
-            ).to(learner.device)
+            judge: Any = self.language_model(len(vocabulary))
+            if isinstance(judge, nn.Module):
+                judge = judge.to(learner.device)
             metric = ReversePerplexity(real, judge, sync_on_compute=False)  # gathered already
             metric.update(tokens)
             figure = metric.compute()
@@ -460,17 +459,22 @@ class Control(Evaluation):
     Arguments:
         label: Name of the label.
         num: Sentences for each value.
-        num_epochs: The classifier's passes over the training text.
+        classifier: Makes an untrained one for so many words and values, with a method `fit(tokens,
+            labels)`; in a recipe, a class and its other arguments.
         every_n_epochs: Epochs between looks; 0 looks at tests only.
     """
 
     def __init__(
-        self, label: str, num: int = 200, num_epochs: int = 4, every_n_epochs: int = 0
+        self,
+        label: str,
+        num: int = 200,
+        classifier: Callable[[int, int], nn.Module] = SentenceClassifier,
+        every_n_epochs: int = 0,
     ) -> None:
         super().__init__(every_n_epochs)
         self.label = label
         self.num = num
-        self.num_epochs = num_epochs
+        self.classifier = classifier
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         model: Any = require(learner, Latent, "Control")
@@ -487,8 +491,8 @@ class Control(Evaluation):
             tokens = data.encode([e.words for e in found]).to(learner.device)
             return tokens, torch.tensor([e.labels[column] for e in found]).to(learner.device)
 
-        judge = SentenceClassifier(len(vocabulary), len(values), num_epochs=self.num_epochs)
-        judge.to(learner.device).fit(*labeled("train"))
+        judge: Any = self.classifier(len(vocabulary), len(values)).to(learner.device)
+        judge.fit(*labeled("train"))
         tokens, truth = labeled(stage)
         seen = torch.cat([judge(part).argmax(1) for part in tokens.split(500)])
         metric = ControlAccuracy(judge, len(values)).to(learner.device)
@@ -511,7 +515,7 @@ class Control(Evaluation):
             "num_samples": self.num * len(values),
             "num_real": len(truth),
             "classifier": type(judge).__name__,
-            "classifier_epochs": self.num_epochs,
+            "classifier_epochs": getattr(judge, "num_epochs", None),
             "dtype": "scores float32, counts int64",
         }
         publish_text(trainer, "control", lines)

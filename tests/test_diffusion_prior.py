@@ -324,6 +324,23 @@ def test_conditional_chain_samples_the_chosen_logit():
     torch.testing.assert_close(given, -logits[torch.arange(4), y])
 
 
+@pytest.mark.parametrize("kappa", [1.0, 0.1])
+def test_symbols_have_a_temperature(kappa):
+    """E = −κ log Σ exp(f/κ); at κ = τ the density of a step is that of state and symbol, summed."""
+    tau = 0.1
+    net = network(temperature=tau).tilt.net
+    energy = SymbolVectorTimeEnergy(net, symbol_temperature=kappa)
+    u, t = torch.randn(5, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 5])
+    f = net(u, t)
+    torch.testing.assert_close(energy(u, t), -kappa * torch.logsumexp(f / kappa, 1))
+    torch.testing.assert_close(energy.logits(u, t).softmax(1), (f / kappa).softmax(1))
+    given = torch.stack([energy.given(u, t, torch.full((5,), y)) for y in range(3)], 1)
+    torch.testing.assert_close(given, -f)
+    summed, marginal = (-given / tau).exp().sum(1), (-energy(u, t) / tau).exp()
+    consistent = torch.allclose(summed, marginal, rtol=1e-9)
+    assert consistent == (kappa == tau)
+
+
 def test_symbols_are_read_off_the_scaled_state():
     prior = network()
     z = torch.randn(4, 2, dtype=torch.float64)
@@ -520,6 +537,8 @@ def test_what_cannot_be_is_explained():
         DiffusionEnergyPrior(2, QuadraticTime([0.0]), LinearSchedule(6))
     with pytest.raises(TypeError, match="QuadraticTime, which has no symbols"):
         quadratic().symbol_logits(torch.zeros(1, 2).double())
+    with pytest.raises(ValueError, match="symbol_temperature is 0"):
+        SymbolVectorTimeEnergy(torch.nn.Linear(2, 3), symbol_temperature=0.0)
     with pytest.raises(ValueError, match="latent_dim is 3; expected 2"):
         quadratic(dim=3).log_prob_on_axis(torch.linspace(-1, 1, 5))
     with pytest.raises(ValueError, match=r"no context branch .* but was given one"):

@@ -16,7 +16,6 @@ FEW = {
     "num_samples": 2,  # importance samples
     "resolution": 80,
     "bins": 5,
-    "num_epochs": 1,  # of a judge of sentences
     "num_clusters": 4,
 }
 """What stands in for the costly numbers of callbacks."""
@@ -99,6 +98,8 @@ def with_cheap_callbacks(name, folder, overrides):
     for callback in recipe.get("trainer", {}).get("callbacks") or []:
         arguments = callback.setdefault("init_args", {})
         arguments |= {key: FEW[key] for key in arguments.keys() & FEW.keys()}
+        if "language_model" in arguments:
+            arguments["language_model"]["init_args"] |= {"hidden_dim": 8, "num_epochs": 1}
         if "label" in arguments:
             arguments["label"] = "sentiment"  # of the stand-in
         for other in arguments.get("others", {}).values():  # whose files are not here

@@ -1,6 +1,7 @@
 """Models of text from the command line and under a Trainer: words in, words out."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from eblvm import using
 from eblvm.data import BagOfWordsDataModule, GrammarCorpus, TextDataModule, Vocabulary
 from eblvm.latent import LatentVariableModel
 from eblvm.likelihoods import CategoricalLikelihood, MultinomialLikelihood
+from eblvm.metrics import LSTMLanguageModel, SentenceClassifier
 from eblvm.models import LatentEBM
 from eblvm.models.networks import (
     BagOfWordsDecoder,
@@ -359,11 +361,48 @@ def test_a_model_that_says_nothing_does_not_end_the_run(tmp_path):
     model = oracle(data)
     silence = data.encode([[]] * 30)
     model.sample = lambda num, generator=None, noise=False: silence
-    run = trainer(tmp_path, Sentences(), WrittenLanguage(30, 4, 1))
+    small = partial(LSTMLanguageModel, hidden_dim=4, num_epochs=1)
+    run = trainer(tmp_path, Sentences(), WrittenLanguage(30, small))
     run.test(model, data, verbose=False)
     assert torch.isnan(run.callback_metrics["test/word_kl"])
     assert run.callback_metrics["test/mean_length"] == 0
     assert float(run.callback_metrics["test/reverse_perplexity"]) > 1
+
+
+class Unigrams:
+    """A language model that counts words, one more each; no network."""
+
+    def __init__(self, vocab_size):
+        self.counts = torch.ones(vocab_size, dtype=torch.float64)
+
+    def fit(self, tokens):
+        self.counts.add_(
+            torch.bincount(tokens[:, 1:][tokens[:, 1:] != 0], minlength=len(self.counts))
+        )
+
+    def log_prob(self, tokens):
+        share = (self.counts / self.counts.sum()).log()
+        return torch.where(tokens == 0, 0.0, share[tokens])[:, 1:].sum(1)
+
+
+def test_another_language_model_can_judge(tmp_path):
+    """By hand: each of two words and the end was generated twice, on top of one for every word."""
+    data = grammar()
+    model = oracle(data)
+    words = data.examples("test")[0].words[:2]
+    model.sample = lambda num, generator=None, noise=False: data.encode([words] * num)
+    judged = WrittenLanguage(2, Unigrams, compare=False)
+    run = trainer(tmp_path, judged)
+    run.test(model, data, verbose=False)
+    counts = torch.ones(len(data.vocabulary), dtype=torch.float64)
+    for number in [*data.vocabulary.encode(words), data.vocabulary.encode(["</s>"])[0]]:
+        counts[number] += 2
+    real = [word for e in data.examples("test") for word in (*e.words, "</s>")]
+    log_prob = (counts / counts.sum()).log()[data.vocabulary.encode(real)]
+    expected = (-log_prob.mean()).exp()
+    assert float(run.callback_metrics["test/reverse_perplexity"]) == pytest.approx(float(expected))
+    assert judged.protocol["language_model"] == "Unigrams"
+    assert "test/real_perplexity" not in run.callback_metrics
 
 
 def test_figures_of_labels_that_no_sentence_has_are_left_out(tmp_path):
@@ -396,7 +435,7 @@ def test_reconstructions_count_what_is_wrong(tmp_path):
 
 def test_control_is_judged_by_a_classifier(tmp_path):
     data = TextDataModule(GrammarCorpus(2000, 40, 300), 308, 16, 20)
-    control = Control("topic", num=6, num_epochs=4)
+    control = Control("topic", num=6, classifier=partial(SentenceClassifier, num_epochs=4))
     run = trainer(tmp_path, control)
     run.test(oracle(data), data, verbose=False)
     assert control.protocol["classifier_epochs"] == 4

@@ -345,7 +345,8 @@ class DiffusionEnergyPrior(Prior):
         noise: bool = False,
         context: Tensor | None = None,
     ) -> Tensor:
-        """f(a_1 z_0, 0), with z_0 = z or, with `noise`, drawn given z; undivided by τ."""
+        """f(a_1 z_0, 0), with z_0 = z or, with `noise`, drawn given z; divided by the tilt's
+        `symbol_temperature`, not by τ."""
         z_0 = self.schedule.diffuse(z, 0, generator) if noise else z
         t = torch.zeros(len(z), dtype=torch.long, device=z.device)
         context = None if context is None else context.detach()
