@@ -1,6 +1,8 @@
 """Every installed recipe: its head, its references, and two steps of the real thing."""
 
 import re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,15 @@ def test_every_file_is_visited():
     assert len(RECIPES) == len(files) > 0
 
 
+@cache
+def parsed(name):
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((recipe_root() / f"{name}.yaml").read_text(), loader)
+
+
 def content(name):
-    return yaml.safe_load((recipe_root() / f"{name}.yaml").read_text())
+    """A recipe as containers that may be changed."""
+    return deepcopy(parsed(name))
 
 
 def keys_named(tree, name, path=()):
