@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from .decoding import Decoding
 from .likelihoods import CategoricalLikelihood, DialogueLikelihood, Likelihood
 from .objectives.variational import importance_bound
-from .posteriors import Inference, Posterior
+from .posteriors import Inference, Posterior, conditions
 from .priors import Prior
 from .samplers import noise_like
 
 __all__ = ["Given", "LatentVariableModel", "bound", "interpolate"]
+
+
+RELEASED_GROUP = 100
+"""Draws that the released estimate of a likelihood normalizes together."""
 
 
 def interpolate(z: Tensor, other: Tensor, num: int, spherical: bool = True) -> Tensor:
@@ -144,14 +148,16 @@ class LatentVariableModel(nn.Module):
         """
         inference = inference or self.infer(x, generator)
         z, mean, log_variance = inference.z, inference.mean, inference.log_variance
-        given: Any = {} if inference.context is None else {"context": inference.context}
+        context = inference.conditions
         felt = z if pull == 1.0 else scaled_gradient(z, pull)
         if mean is None or log_variance is None:
-            prior = self.prior.loss(felt, generator, **given)
+            prior = self.prior.loss(felt, generator, **context)
         else:
             if pull != 1.0:
                 mean, log_variance = (scaled_gradient(v, pull) for v in (mean, log_variance))
-            prior = self.prior.divergence(felt, mean, log_variance, generator, **given)
+            prior = self.prior.divergence(
+                felt, mean, log_variance, generator, **inference.conditions
+            )
         return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
 
     @torch.no_grad()
@@ -192,9 +198,7 @@ class LatentVariableModel(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Decode the inferred latent (the mean of an amortized posterior), `(B, *event)`."""
-        inference = self.infer(x, generator)
-        z = inference.z if inference.mean is None else inference.mean
-        return self.likelihood.reconstruction(x, z)
+        return self.likelihood.reconstruction(x, self.infer(x, generator).at_mean().z)
 
     @torch.no_grad()
     def log_likelihood(
@@ -222,16 +226,16 @@ class LatentVariableModel(nn.Module):
             TypeError: If `released`, and the prior is conditioned, which that code does not score.
         """
         context = self.posterior.condition(x)
-        given: Any = {} if context is None else {"context": context}
+        condition = conditions(context)
         if released:
-            if given:
+            if condition:
                 raise TypeError(
                     "the released estimate is of priors that depend on nothing; this one depends "
                     "on the turns before. Leave `released` out."
                 )
             return self._released(x, num_samples, generator)
-        if log_normalizer is None or given:
-            log_normalizer = self.prior.log_normalizer(generator=generator, **given)
+        if log_normalizer is None or condition:
+            log_normalizer = self.prior.log_normalizer(generator=generator, **condition)
         proposal = self.posterior.proposal(x, self.prior, self.likelihood, generator)
         mean, log_variance = self.prior.state(*proposal)
         log_weights = []
@@ -239,7 +243,7 @@ class LatentVariableModel(nn.Module):
             eps = noise_like(mean, generator)
             z = mean + (0.5 * log_variance).exp() * eps
             log_joint = self.likelihood.log_prob(x, z)
-            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator, **given)
+            log_joint = log_joint + self.prior.log_prob(z, log_normalizer, generator, **condition)
             log_q = -0.5 * (eps.square() + log_variance).sum(-1)
             log_weights.append(log_joint - log_q)
         constant = 0.5 * self.prior.latent_dim * math.log(2 * math.pi)
@@ -251,5 +255,8 @@ class LatentVariableModel(nn.Module):
         z = mean + (0.5 * log_variance).exp() * eps  # (K, B, D)
         log_q = -0.5 * (eps.square() + log_variance + math.log(2 * math.pi)).sum(-1)
         log_x = torch.stack([self.likelihood.log_prob(x, part) for part in z])
-        log_weights = log_x + self.prior.released_log_prob(z, log_q, generator) - log_q
-        return importance_bound(log_weights.double())
+        log_prior = [  # normalized within each group of draws
+            self.prior.released_log_prob(*group, generator)
+            for group in zip(z.split(RELEASED_GROUP), log_q.split(RELEASED_GROUP), strict=True)
+        ]
+        return importance_bound((log_x + torch.cat(log_prior) - log_q).double())

@@ -463,8 +463,7 @@ class AmortizedNegatives(GeneratedNegatives):
         condition: Tensor | None = None,
     ) -> Tensor:
         """The mean of q(z|x), or a draw of a chain, with shape `(B, D)`."""
-        inference = self.latent.given(condition).infer(x, generator)
-        return inference.z if inference.mean is None else inference.mean
+        return self.latent.given(condition).infer(x, generator).at_mean().z
 
     def loss(
         self, drawn: Draw, generator: torch.Generator | None = None, data: Draw | None = None

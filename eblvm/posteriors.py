@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ __all__ = [
     "Inference",
     "LangevinPosterior",
     "Posterior",
+    "conditions",
 ]
 
 
@@ -40,6 +42,11 @@ class Inference:
     context: Tensor | None = None
     symbols: dict[bool, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The context as a keyword of the prior's methods; empty where there is none."""
+        return conditions(self.context)
+
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """Another draw of the Gaussian q(z|x), reparameterized; of a chain the same latents."""
         if self.mean is None or self.log_variance is None:
@@ -50,6 +57,11 @@ class Inference:
     def at_mean(self) -> "Inference":
         """The same with the mean as its latents, where there is one."""
         return self if self.mean is None else replace(self, z=self.mean)
+
+
+def conditions(context: Tensor | None) -> dict[str, Any]:
+    """A context as a keyword, for priors that take one; empty where there is none."""
+    return {} if context is None else {"context": context}
 
 
 class Posterior(nn.Module, ABC):

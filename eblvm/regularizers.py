@@ -6,7 +6,6 @@ and what was inferred of it, and reads symbols off latents through the prior.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,14 +62,12 @@ def symbol_logits(
 
     Those of the inferred latents are computed once: all terms of a step see the same z_0.
     """
-    context = inference.context
     if num_draws:
         z = torch.cat([inference.draw(generator) for _ in range(num_draws)])
-        given: Any = {} if context is None else {"context": context.repeat(num_draws, 1)}
-        return latent.prior.symbol_logits(z, generator, noise, **given)
+        repeated = {name: c.repeat(num_draws, 1) for name, c in inference.conditions.items()}
+        return latent.prior.symbol_logits(z, generator, noise, **repeated)
     if noise not in inference.symbols:
-        given = {} if context is None else {"context": context}
-        logits = latent.prior.symbol_logits(inference.z, generator, noise, **given)
+        logits = latent.prior.symbol_logits(inference.z, generator, noise, **inference.conditions)
         inference.symbols[noise] = logits
     return inference.symbols[noise]
 

@@ -29,6 +29,7 @@ from eblvm.evaluation import (
 )
 from eblvm.latent import LatentVariableModel
 from eblvm.metrics import (
+    Classifier,
     ControlAccuracy,
     CorpusBLEU,
     EmbeddingSimilarity,
@@ -43,6 +44,7 @@ from eblvm.metrics import (
     read_vectors,
 )
 from eblvm.pictures import latent_figure
+from eblvm.posteriors import conditions
 
 __all__ = [
     "Clusters",
@@ -103,8 +105,19 @@ def publish_text(trainer: Trainer, name: str, lines: Sequence[str]) -> Path | No
 
 def condition(model: Any, x: Tensor) -> dict[str, Tensor]:
     """What the prior of data is conditioned on, as a keyword; nothing for most models."""
-    context = model.latent.posterior.condition(x)
-    return {} if context is None else {"context": context}
+    return conditions(model.latent.posterior.condition(x))
+
+
+def some_words(data: TextDataModule, split: Any, num: int) -> list[list[str]]:
+    """Words of `num` sentences of a split, or of all, by a fixed seed: corpora may be sorted."""
+    examples = data.examples(split)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    return [examples[i].words for i in order[:num].tolist()]
+
+
+def on_device(judge: Any, learner: LightningModule) -> Any:
+    """A judge of sentences where the learner is; one that is no module computes where it likes."""
+    return judge.to(learner.device) if isinstance(judge, nn.Module) else judge
 
 
 def batch_sentences(trainer: Trainer, what: str, x: Tensor, index: int) -> list[list[str]]:
@@ -125,17 +138,18 @@ def of_seen_labels(figures: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def posterior_means(model: Any, x: Tensor, index: int) -> Tensor:
     """Latents of data, `(B, D)`: the mean of an encoder's Gaussian, or the end of a chain."""
-    inference = model.latent.infer(x, model.generator(index, 8))
-    return inference.z if inference.mean is None else inference.mean
+    return model.latent.infer(x, model.generator(index, 8)).at_mean().z
 
 
 class Sentences(Evaluation):
     """Generated sentences, in a file, and how they use words.
 
-    Logs `word_kl` against the training text, `distinct`, the share of sentences that occur once
-    only, `novel`, the share that the training text does not have, and `mean_length` in words. Where
-    the corpus is a grammar, also `grammatical`, the share of sentences that it can produce. The
-    training text is what a model can say of it: in its vocabulary, cut at its length.
+    Logs `word_kl` against the training text, `real_word_kl`, that of as many real sentences of the
+    evaluated split (or of all, where there are fewer), which the best of models has; `distinct`,
+    the share of sentences that occur once only; `novel`, the share that the training text does not
+    have; and `mean_length` in words. Where the corpus is a grammar, also `grammatical`, the share
+    of sentences that it can produce. The training text is what a model can say of it: in its
+    vocabulary, cut at its length.
 
     A model that says nothing, as one whose posterior collapsed early may, has a `word_kl` of nan.
 
@@ -143,17 +157,26 @@ class Sentences(Evaluation):
         num: How many.
         num_shown: How many of them go into the file.
         every_n_epochs: Epochs between looks.
+        num_tested: How many in a test; `num` if None. Published figures of words are of 40,000.
     """
 
-    def __init__(self, num: int = 1000, num_shown: int = 100, every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        num: int = 1000,
+        num_shown: int = 100,
+        every_n_epochs: int = 1,
+        num_tested: int | None = None,
+    ) -> None:
         super().__init__(every_n_epochs)
         self.num = num
         self.num_shown = num_shown
+        self.num_tested = num if num_tested is None else num_tested
         self._real: tuple[Any, list[list[str]]] = (None, [])
 
     def look(self, trainer: Trainer, learner: LightningModule, stage: str) -> None:
         data, vocabulary = text_of(trainer, "Sentences")
-        tokens = gather(learner, draw(require(learner, Sampling, "Sentences"), trainer, self.num))
+        num = self.num_tested if stage == "test" else self.num
+        tokens = gather(learner, draw(require(learner, Sampling, "Sentences"), trainer, num))
         written = vocabulary.sentences(tokens)
         if self._real[0] is not data:  # once a run: it is all of the text
             words = [example.words for example in data.examples("train")]
@@ -161,11 +184,14 @@ class Sentences(Evaluation):
         real = self._real[1]
         metric = WordKL(real)
         metric.update(written)
+        floor = WordKL(real)
+        floor.update(vocabulary.sentences(data.encode(some_words(data, stage, len(written)))))
         silent = not any(written)
         lines = [" ".join(words) for words in written]
         known = {" ".join(words) for words in real}
         figures = {
             "word_kl": torch.nan if silent else metric.compute(),
+            "real_word_kl": floor.compute(),
             "distinct": len(set(lines)) / len(lines),
             "novel": sum(line not in known for line in lines) / len(lines),
             "mean_length": sum(map(len, written)) / len(written),
@@ -259,9 +285,7 @@ class WrittenLanguage(Evaluation):
         real = data.encode([e.words for e in data.examples(stage)]).to(learner.device)
 
         def perplexity(tokens: Tensor) -> Tensor:
-            judge: Any = self.language_model(len(vocabulary))
-            if isinstance(judge, nn.Module):
-                judge = judge.to(learner.device)
+            judge = on_device(self.language_model(len(vocabulary)), learner)
             metric = ReversePerplexity(real, judge, sync_on_compute=False)  # gathered already
             metric.update(tokens)
             figure = metric.compute()
@@ -271,9 +295,7 @@ class WrittenLanguage(Evaluation):
         written = gather(learner, written)
         figures = {}
         if self.compare:
-            train = data.examples("train")  # corpora may come in order of their labels
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-            some = [train[i].words for i in order[: len(written)].tolist()]
+            some = some_words(data, "train", len(written))
             figures["real_perplexity"] = perplexity(data.encode(some).to(learner.device))
         figures["reverse_perplexity"] = perplexity(written)
         log(learner, stage, figures)
@@ -283,10 +305,11 @@ class Symbols(Evaluation):
     """What the symbols of a symbol-vector prior stand for.
 
     Logs `mutual_information` in nats over all data, and for each label of the data, under its name,
-    the homogeneity over all data and its chance level; with `per_batch`, also those of batches.
-    Where a label has as many values as there are symbols, `accuracy_<label>` follows: with
-    `match`, after matching symbols to values. A label that no sentence of the split has is left
-    out. Sentences of each symbol go into a file.
+    the homogeneity over all data and its chance level; with `per_batch`, also those of batches,
+    which published figures are presumably of. Symbols are read off the means of q(z|x).
+    `accuracy_<label>` follows after matching symbols to values, or, without `match`, where there
+    are as many values as symbols. A label that no sentence of the split has is left out. Sentences
+    of each symbol go into a file.
 
     Arguments:
         num_examples: Sentences in the file for each symbol.
@@ -459,8 +482,8 @@ class Control(Evaluation):
     Arguments:
         label: Name of the label.
         num: Sentences for each value.
-        classifier: Makes an untrained one for so many words and values, with a method `fit(tokens,
-            labels)`; in a recipe, a class and its other arguments.
+        classifier: Makes an untrained one for so many words and values; in a recipe, a class and
+            its other arguments.
         every_n_epochs: Epochs between looks; 0 looks at tests only.
     """
 
@@ -468,7 +491,7 @@ class Control(Evaluation):
         self,
         label: str,
         num: int = 200,
-        classifier: Callable[[int, int], nn.Module] = SentenceClassifier,
+        classifier: Callable[[int, int], Classifier] = SentenceClassifier,
         every_n_epochs: int = 0,
     ) -> None:
         super().__init__(every_n_epochs)
@@ -491,8 +514,17 @@ class Control(Evaluation):
             tokens = data.encode([e.words for e in found]).to(learner.device)
             return tokens, torch.tensor([e.labels[column] for e in found]).to(learner.device)
 
-        judge: Any = self.classifier(len(vocabulary), len(values)).to(learner.device)
+        symbols = model.latent.prior.symbol_logits(model.latent.prior.origin[None]).shape[1]
+        if symbols != len(values):
+            raise ValueError(
+                f"Control has label {self.label!r} of {len(values)} values, and the prior has "
+                f"{symbols} symbols; it takes symbol k for value k. Set the tilt's out_dim to "
+                f"{len(values)}, or drop the callback."
+            )
+        judge = on_device(self.classifier(len(vocabulary), len(values)), learner)
         judge.fit(*labeled("train"))
+        if isinstance(judge, nn.Module):
+            judge.eval()
         tokens, truth = labeled(stage)
         seen = torch.cat([judge(part).argmax(1) for part in tokens.split(500)])
         metric = ControlAccuracy(judge, len(values)).to(learner.device)

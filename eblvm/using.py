@@ -30,6 +30,7 @@ from eblvm.data.vocabulary import Vocabulary
 from eblvm.decoding import Decoding
 from eblvm.latent import LatentVariableModel
 from eblvm.latent import interpolate as paths
+from eblvm.likelihoods import DialogueLikelihood
 from eblvm.pictures import image_grid, save_image, save_samples
 from eblvm.training import mendable
 
@@ -68,10 +69,16 @@ def opened(
 
 
 def run_data(ckpt: str, **changes: Any) -> Any:
-    """The data module of the run, ready to test on; arguments and errors as of `make_data`."""
+    """The data module of the run, ready to test on; arguments and errors as of `make_data`.
+
+    Raises:
+        ValueError: If text has another vocabulary now than the checkpoint's.
+    """
     data = make_data(ckpt, **changes)
     data.prepare_data()
     data.setup("test")
+    if (state := read_checkpoint(ckpt).get(type(data).__qualname__)) is not None:
+        data.load_state_dict(state)
     return data
 
 
@@ -329,6 +336,8 @@ def check_symbol(model: Any, symbol: int) -> None:
     try:
         if prior is None:
             raise TypeError(f"{type(model).__name__} has no prior, and so no symbols.")
+        if isinstance(model.latent.likelihood, DialogueLikelihood):
+            raise TypeError(str(DialogueLikelihood.unheard()))
         with torch.no_grad():
             count = prior.symbol_logits(prior.origin[None]).shape[1]
     except TypeError as error:
@@ -403,8 +412,7 @@ def interpolate(
         if data:
             x, condition = pairs(ckpt, num, model)
             if latent is not None:
-                inference = latent.infer(x, generator)
-                z = inference.z if inference.mean is None else inference.mean
+                z = latent.infer(x, generator).at_mean().z
             else:
                 twice = None if condition is None else condition.repeat(2)
                 z = model.encode(x, generator, twice)

@@ -201,8 +201,7 @@ class LatentEBM(Learner):
             TypeError: If the prior has no symbols.
         """
         inference = self.latent.infer(x, generator).at_mean()
-        given: Any = {} if inference.context is None else {"context": inference.context}
-        return self.latent.prior.symbol_logits(inference.z, **given).argmax(1)
+        return self.latent.prior.symbol_logits(inference.z, **inference.conditions).argmax(1)
 
     def sample(
         self,

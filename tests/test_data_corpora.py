@@ -105,6 +105,10 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path):
     broken = write(tmp_path, "t.jsonl", '{"text": "a"}\n{"text"\n')
     with pytest.raises(ValueError, match=r"t.jsonl, line 2: no JSON object"):
         TextFiles(broken).read("train", tmp_path)
+    upper = write(tmp_path, "t.CSV", "text,mood\na,good\n")
+    assert words(TextFiles(upper, upper, upper).read("train", tmp_path)) == ["a"]
+    with pytest.raises(ValueError, match=r"t.json is neither a table nor text .* expected .csv"):
+        TextFiles(write(tmp_path, "t.json", '[{"text": "a"}]\n')).read("train", tmp_path)
     plain = write(tmp_path, "t.txt", "a\n")
     with pytest.raises(ValueError, match=r"t.txt has no columns, so none is named 'mood'"):
         TextFiles(plain, label_columns=["mood"]).read("train", tmp_path)
@@ -254,9 +258,12 @@ def test_ag_news_as_objects(tmp_path):
     write(tmp_path, "agnews/dev.jsonl", '{"label": 1, "text": "a"}\n')
     with pytest.raises(ValueError, match=r"dev.jsonl, line 1: there is no 'headline', only"):
         AGNews().read("val", tmp_path)
-    write(tmp_path, "agnews/dev.jsonl", '{"label": "x", "headline": "a", "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"dev.jsonl, line 1: the class is 'x'; expected a number"):
-        AGNews().read("val", tmp_path)
+    for odd in ("x", "--1", "²"):
+        line = {"label": odd, "headline": "a", "text": "a"}
+        write(tmp_path, "agnews/dev.jsonl", json.dumps(line) + "\n")
+        match = rf"dev.jsonl, line 1: the class is '{odd}'; expected a number"
+        with pytest.raises(ValueError, match=match):
+            AGNews().read("val", tmp_path)
 
 
 def test_coco(tmp_path):

@@ -256,7 +256,10 @@ def test_divergence_adds_the_entropy_and_its_mask():
 
 @pytest.mark.parametrize("stationary", [False, True])
 def test_neglected_gradient_of_the_normalizers(stationary):
-    """Quadratic: log Z(u) = −½ Σ u² κ/(τ + κσ²) + const, whose gradient the chain estimates."""
+    """Quadratic: log Z(u) = −½ Σ u² κ/(τ + κσ²) + const, whose gradient the chain estimates.
+
+    It comes times τ, for energies come undivided by it.
+    """
     kappa, num = 0.02, 10_000
     settings = {"num_steps": 200, "step_variance": 2e-2, "stationary": stationary}
     prior = quadratic((kappa, 0.0), **settings)
@@ -273,7 +276,7 @@ def test_neglected_gradient_of_the_normalizers(stationary):
         a = float(prior.schedule.a[1])
         sigma, bar = a * sigma, a**2 * bar
     exact = -bar * kappa / (tau + kappa * sigma**2) * bar  # u depends on z through ā_1, twice
-    assert found.tolist() == pytest.approx([exact, exact], abs=0.012)
+    assert (found / tau).tolist() == pytest.approx([exact, exact], abs=0.012)
 
 
 def test_one_level_is_a_tilted_gaussian():
@@ -312,6 +315,37 @@ def test_class_conditional_sampling_departs_at_the_last_level_only():
     single = network(symbols=1, num_steps=4)
     z = single.sample(5, seeded(), torch.zeros(5, dtype=torch.long))
     torch.testing.assert_close(z, single.sample(5, seeded()))
+
+
+class Sides(torch.nn.Module):
+    """Logits ∓g x₁ of two symbols, at every level."""
+
+    def __init__(self, g):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2, bias=False).double()
+        self.linear.weight.data = torch.tensor([[-g, 0.0], [g, 0.0]]).double()
+
+    def forward(self, x, t):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 0.1])
+def test_samples_lie_on_the_side_of_their_symbol(kappa):
+    """Given y, level 0 is a Gaussian of width w, shifted by ∓g w²/τ; above it is as for all."""
+    g, tau, num = 0.3, 0.1, 20_000
+    tilt = SymbolVectorTimeEnergy(Sides(g), kappa)
+    settings = {"num_steps": 100, "step_variance": 0.1, "temperature": tau, "stationary": True}
+    torch.set_default_dtype(torch.float64)
+    try:
+        prior = DiffusionEnergyPrior(2, tilt, RecoverySchedule(), **settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    label = torch.arange(num) % 2
+    z = prior.sample(num, seeded(), label)[:, 0]
+    apart = float(z[label == 1].mean() - z[label == 0].mean())
+    shift = g * float(prior.width[0]) ** 2 / tau / float(prior.scale[0])
+    assert apart == pytest.approx(2 * shift, abs=5 * 2 * float(z.std()) / num**0.5)
+    assert 2 * shift > 0.3
 
 
 def test_conditional_chain_samples_the_chosen_logit():

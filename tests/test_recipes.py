@@ -15,6 +15,7 @@ RECIPES = recipe_names()
 
 FEW = {
     "num": 8,  # samples of a callback
+    "num_tested": 8,
     "num_samples": 2,  # importance samples
     "resolution": 80,
     "bins": 5,
@@ -233,9 +234,16 @@ def visit(name, overrides, eblvm, folder):
         done = eblvm("sample", "--ckpt", last, "--num", 2, "--out", out)
         if kind == "DialogueLikelihood":
             assert done.status == 2 and "a response needs the turns before it" in done.err
+            done = eblvm("sample", "--ckpt", last, "--symbol", 0)
+            assert done.status == 2 and "--symbol 0: a response needs the turns" in done.err
             return
         assert done.status == 0, done.err
         assert Path(out).stat().st_size > (10 if text else 200)
+        if any("SymbolVector" in part for part in parts_named(content(name)["model"])):
+            done = eblvm("sample", "--ckpt", last, "--num", 2, "--symbol", 1, "--out", out)
+            assert done.status == 0, done.err
+            done = eblvm("sample", "--ckpt", last, "--symbol", 1000)
+            assert done.status == 2 and "--symbol is 1000; this model has 0 to" in done.err
 
 
 def references(tree, path=()):

@@ -1,11 +1,13 @@
 """Models of text from the command line and under a Trainer: words in, words out."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Trainer
 from torch import nn
 
@@ -183,6 +185,20 @@ def test_another_vocabulary_is_refused(run, eblvm):
     assert right.status == 0, right.err
 
 
+def test_words_are_not_read_with_another_vocabulary(run, eblvm, tmp_path):
+    """Files that changed since: as many words, but others."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["data"]["init_args"]["corpus"]["init_args"]["num_train"] = 120
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in (["reconstruct"], ["interpolate", "--data"]):
+        wrong = eblvm(*command, "--ckpt", other / "checkpoints/last.ckpt", "--num", 2)
+        assert wrong.status == 2 and "the checkpoint's vocabulary is not that of" in wrong.err
+        right = eblvm(*command, "--ckpt", run / "checkpoints/last.ckpt", "--num", 2)
+        assert right.status == 0, right.err
+
+
 def test_resumed_equals_uninterrupted_with_bucketing(run, eblvm):
     for steps in (5, 9):  # within an epoch of nine batches, and at its end
         flags = ("--config", TINY, f"--trainer.max_steps={steps}", f"--runs=runs{steps}")
@@ -353,6 +369,7 @@ def test_a_model_that_repeats_the_training_text_in_its_own_words_has_no_divergen
     run.test(model, data, verbose=False)
     figures = {name: float(value) for name, value in run.callback_metrics.items()}
     assert figures["test/word_kl"] == pytest.approx(0, abs=1e-12)
+    assert 0 < figures["test/real_word_kl"] < 2
     assert figures["test/novel"] == 0
 
 
@@ -454,6 +471,8 @@ def test_callbacks_say_what_they_need(tmp_path):
         trainer(tmp_path, Symbols()).test(vae, data, verbose=False)
     with pytest.raises(ValueError, match=r"Control has label 'mood'; the corpus has \['topic'"):
         trainer(tmp_path, Control("mood")).test(vae, data, verbose=False)
+    with pytest.raises(ValueError, match="'sentiment' of 2 values, and the prior has 10 symbols"):
+        trainer(tmp_path, Control("sentiment")).test(oracle(data), data, verbose=False)
     with pytest.raises(TypeError, match="WordBackground needs a BagOfWordsDecoder"):
         trainer(tmp_path, WordBackground(), max_epochs=1).fit(vae, data)
     with pytest.raises(TypeError, match="GaussianPrior has no symbols; use an EnergyPrior"):

@@ -130,7 +130,7 @@ def plain_loss(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Ten
         prior = diffusion_terms(latent.prior, z, log_variance, generator)
         net: Any = latent.prior.tilt.net
         schedule = latent.prior.schedule
-        level = torch.zeros(len(z), dtype=torch.long)
+        level = torch.zeros(len(z), dtype=torch.long, device=z.device)
         z_0 = schedule.a_bar[0] * z + schedule.sigma_bar[0] * draw(z, generator)
         symbols = net(schedule.a[1] * z_0, level)
     else:
@@ -149,7 +149,7 @@ def plain_loss(model: LatentEBM, batch: tuple[Tensor, Tensor], seed: int) -> Ten
 
 def draw(x: Tensor, generator: torch.Generator) -> Tensor:
     """Unit Gaussian noise like `x`."""
-    return torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
 def diffusion_terms(
@@ -166,11 +166,11 @@ def diffusion_terms(
         z_t = a_bar[t, None] * z + sigma_bar[t, None] * draw(z, generator)
         return z_t, a[t + 1, None] * z_t + sigma[t + 1, None] * draw(z, generator)
 
-    final = torch.full((num,), last)
+    final = torch.full((num,), last, device=z.device)
     top = pair(final)
-    t = torch.randint(last, (num,), generator=generator)
+    t = torch.randint(last, (num,), generator=generator, device=z.device)
     low = pair(t)
-    noise = torch.randn((prior.num_steps, 2 * num, z.shape[1]), dtype=z.dtype, generator=generator)
+    noise = draw(z.new_empty(prior.num_steps, 2 * num, z.shape[1]), generator)
     total = entropy + 0.5 * sigma[1] / sigma[last + 1] * top[0].square().sum(1)
     for (z_t, z_next), level, eps in (
         (low, t, noise[:, :num]),
@@ -201,7 +201,7 @@ def symbol_terms(
     kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
     kl = (kl * (kl > 1)).sum(1)
     y, s = draw(z, generator), prior.sampler.step_size
-    noise = torch.randn((prior.sampler.num_steps, *y.shape), dtype=y.dtype, generator=generator)
+    noise = draw(y.new_empty(prior.sampler.num_steps, *y.shape), generator)
     for eps in noise:
         y.requires_grad_()
         density = prior.tilt.net(y).logsumexp(1) - 0.5 * y.square().sum(1)

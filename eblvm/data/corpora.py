@@ -92,6 +92,9 @@ def dialogue_words(text: str) -> list[str]:
     return re.findall(r"<sil>|\w+|[^\w\s]+", text)
 
 
+NOT_TEXT = ("json", "parquet", "xlsx", "xml")
+"""Suffixes of files whose lines are no sentences."""
+
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
     "whitespace": split_words,
     "basic": basic_words,
@@ -169,7 +172,7 @@ def number_in(text: Any, count: int, place: str, what: str, first: int = 0) -> i
     Raises:
         ValueError: If it is none.
     """
-    if not str(text).strip().lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]+", str(text).strip()):
         raise ValueError(f"{place}: {what} is {text!r}; expected a number.")
     number = int(text) - first
     if not 0 <= number < count:
@@ -246,7 +249,12 @@ class TextFiles(Corpus):
         """Text, values of the labels and place of each sentence of a file."""
         name = str(self.files[split])
         path = Path(name) if Path(name).exists() else find(root, name)
-        kind = path.name.removesuffix(".gz").rpartition(".")[2]
+        kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+        if kind in NOT_TEXT:
+            raise ValueError(
+                f"{path} is neither a table nor text with a sentence a line; expected .csv, .tsv, "
+                ".jsonl (a JSON object a line) or .txt."
+            )
         rows: list[tuple[str, list[str], str]]
         if kind not in ("csv", "tsv", "jsonl"):
             if self.label_columns:

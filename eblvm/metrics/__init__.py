@@ -93,6 +93,7 @@ _NAMES = {
         "LanguageModel",
         "LSTMLanguageModel",
         "ReversePerplexity",
+        "Classifier",
         "SentenceClassifier",
         "ControlAccuracy",
     ],
@@ -144,6 +145,7 @@ __all__ = [
     "LanguageModel",
     "LSTMLanguageModel",
     "ReversePerplexity",
+    "Classifier",
     "SentenceClassifier",
     "ControlAccuracy",
 ]

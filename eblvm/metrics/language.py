@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import Metric
 
 __all__ = [
+    "Classifier",
     "ControlAccuracy",
     "LSTMLanguageModel",
     "LanguageModel",
@@ -28,6 +29,17 @@ class LanguageModel(Protocol):
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log p of each sentence given its first token, `(N,)`, in nats."""
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What judges labels of sentences; a module, which another may be plugged in for."""
+
+    def fit(self, tokens: Tensor, labels: Tensor) -> None:
+        """Learn from sentences `(N, L)`, framed and right-padded, and labels int64 `(N,)`."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits of the labels of each sentence, `(N, C)`."""
 
 
 class LSTMLanguageModel(nn.Module):

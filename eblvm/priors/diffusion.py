@@ -81,8 +81,8 @@ class DiffusionEnergyPrior(Prior):
             three orders of magnitude, and a network that learns at one rate is too noisy for the
             coldest levels.
         weighted: Whether w_t = σ_1/σ_{t+1}; otherwise w_t = 1.
-        normalizer_gradient: Whether z gets the gradient of w_t log Z_t(z_{t+1}), too, which the
-            released code neglects.
+        normalizer_gradient: Whether z gets the gradient of w_t τ_t log Z_t(z_{t+1}), too, which the
+            released code neglects: the energies' own scale, undivided by τ_t.
         num_normalizer: Draws for each estimate of log Z_t(z_{t+1}) in `log_prob`.
         annealing: Estimates log Z_t(z_{t+1}) by annealed importance sampling in place of plain
             importance sampling, with `num_normalizer` chains each. Plain sampling is good where
@@ -307,7 +307,8 @@ class DiffusionEnergyPrior(Prior):
         if self.normalizer_gradient:
             pull = (negative - start) * (self.shrink / self.width.square())[t].unsqueeze(1)
             pull = torch.where((t < last).unsqueeze(1), pull, torch.zeros_like(pull))
-            along = self.weight[t] * (pull * z_next).sum(1)  # ∇ log Z(z_{t+1}), by Stein's identity
+            along = (pull * z_next).sum(1)  # ∇ log Z(z_{t+1}), by Stein's identity
+            along = self.weight[t] * self.temperature[t] * along  # as E, which is not divided by τ
             contrast = contrast + along - along.detach()
         self.diagnostics = {
             "tilt_positive": positive_energy.detach().mean(),
