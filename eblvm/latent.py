@@ -155,9 +155,7 @@ class LatentVariableModel(nn.Module):
         else:
             if pull != 1.0:
                 mean, log_variance = (scaled_gradient(v, pull) for v in (mean, log_variance))
-            prior = self.prior.divergence(
-                felt, mean, log_variance, generator, **inference.conditions
-            )
+            prior = self.prior.divergence(felt, mean, log_variance, generator, **context)
         return {"reconstruction": -self.likelihood.log_prob(x, z), "prior": prior}
 
     @torch.no_grad()
@@ -225,8 +223,7 @@ class LatentVariableModel(nn.Module):
         Raises:
             TypeError: If `released`, and the prior is conditioned, which that code does not score.
         """
-        context = self.posterior.condition(x)
-        condition = conditions(context)
+        condition = conditions(self.posterior.condition(x))
         if released:
             if condition:
                 raise TypeError(

@@ -183,15 +183,16 @@ class Sentences(Evaluation):
             self._real = data, vocabulary.sentences(data.encode(words))
         real = self._real[1]
         metric = WordKL(real)
+        metric.update(vocabulary.sentences(data.encode(some_words(data, stage, len(written)))))
+        floor = metric.compute()
+        metric.reset()
         metric.update(written)
-        floor = WordKL(real)
-        floor.update(vocabulary.sentences(data.encode(some_words(data, stage, len(written)))))
         silent = not any(written)
         lines = [" ".join(words) for words in written]
         known = {" ".join(words) for words in real}
         figures = {
             "word_kl": torch.nan if silent else metric.compute(),
-            "real_word_kl": floor.compute(),
+            "real_word_kl": floor,
             "distinct": len(set(lines)) / len(lines),
             "novel": sum(line not in known for line in lines) / len(lines),
             "mean_length": sum(map(len, written)) / len(written),
